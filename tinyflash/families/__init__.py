@@ -1,0 +1,101 @@
+"""One short file a family: which config.json keys and tensor names mean what.
+
+A family is data. It offers `MODEL_TYPES`, the config.json keys it understands (`KEYS`),
+`read_config(hf) -> ModelConfig` and `tensor_names(config)`: for each name of
+`config.weight_shapes` where the checkpoint keeps it.
+"""
+
+from dataclasses import dataclass
+
+from tinyflash.families import gpt2, llama, opt
+
+FAMILIES = {model_type: family for family in (opt, gpt2, llama) for model_type in family.MODEL_TYPES}
+
+# Keys that say nothing about the arithmetic of inference: training, bookkeeping, generation.
+IGNORED = {
+    "architectures", "attention_dropout", "attn_pdrop", "auto_map", "bad_words_ids", "dropout",
+    "dtype", "embd_pdrop", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+    "init_std", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "layerdrop",
+    "max_length", "model_type", "name_or_path", "pad_token_id", "prefix", "pretraining_tp",
+    "problem_type", "resid_pdrop", "return_dict", "output_attentions", "output_hidden_states",
+    "suppress_tokens", "task_specific_params", "torch_dtype", "torchscript",
+    "transformers_version", "unk_token_id", "use_cache", "chunk_size_feed_forward",
+    "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id",
+    "finetuning_task", "pruned_heads", "remove_invalid_values", "sep_token_id",
+    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "typical_p", "use_bfloat16",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a checkpoint keeps one weight.
+
+    name       : the tensor's name in the checkpoint
+    transposed : stored (in, out), as GPT-2's Conv1D does
+    first, last: rows [first, last) of the (out, in) matrix, of a fused one; last None for all
+    """
+
+    name: str
+    transposed: bool = False
+    first: int = 0
+    last: int | None = None
+
+
+def family_of(hf):
+    """The family module for a config.json.
+
+    raises: ValueError that lists what we have, if the model type is another
+    """
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"tinyflash has no model type {model_type!r}; it has {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type]
+
+
+def read_config(hf):
+    """The ModelConfig that a Hugging Face config.json describes.
+
+    hf     : the parsed file
+    raises : ValueError for a model type we do not have, a missing key, a key that we do not
+             know (it might change the arithmetic) or a known one whose value we cannot honor
+    """
+    family = family_of(hf)
+    unknown = [
+        key
+        for key, value in hf.items()
+        if key not in family.KEYS | IGNORED and not key.startswith("_") and value is not None
+    ]
+    if unknown:
+        raise ValueError(
+            f"config.json sets {', '.join(map(repr, unknown))}, which tinyflash does not know for "
+            f"{hf['model_type']}; ignoring a switch could give wrong text, so remove it only if "
+            "you know that it does not change the model's arithmetic."
+        )
+    try:
+        return family.read_config(hf)
+    except KeyError as missing:
+        raise ValueError(
+            f"config.json lacks {missing}, without which a {hf['model_type']} model has no shape."
+        ) from None
+
+
+def tensor_names(config):
+    """Where the checkpoint of `config`'s family keeps each weight.
+
+    returns: dict our name -> Stored, for at least all names of `weight_shapes(config)`
+    """
+    module = next(family for family in FAMILIES.values() if family.NAME == config.family)
+    places = {}
+    for ours, theirs in module.tensor_names(config).items():
+        for i in range(config.layers) if "{i}" in ours else (None,):
+            stored = theirs if isinstance(theirs, tuple) else (theirs,)
+            places[ours.format(i=i)] = Stored(stored[0].format(i=i), *stored[1:])
+    return places
+
+
+def family_prefix(config):
+    """What stands before the names of the base model, and is missing in some checkpoints."""
+    return next(f for f in FAMILIES.values() if f.NAME == config.family).PREFIX

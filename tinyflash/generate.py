@@ -1,0 +1,219 @@
+"""Text from a model: prefill the prompt, then one token after another until a stop rule.
+
+`greedy` is the specification; `Generation` is the same loop with sampling, stop rules and
+streaming.
+"""
+
+import time
+
+import numpy as np
+
+from tinyflash.sampling import check_sampling, distribution, draw
+
+PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) scores
+
+
+def greedy(model, ids, new_tokens):
+    """The likeliest continuation, token by token: what every faster way must reproduce.
+
+    ids : list of int;  returns: list of int, `new_tokens` long
+    """
+    ids = list(ids)
+    for _ in range(new_tokens):
+        logits = model.logits(ids)
+        ids.append(int(np.argmax(logits[-1])))
+    return ids[len(ids) - new_tokens :]
+
+
+class Generation:
+    """One answer in the making: iterate over it for pieces of text.
+
+    Afterwards (and at any moment) it holds `ids`, the new tokens; `text`; `stop_reason`, one of
+    "end" (the model said so), "stop" (a stop string), "length" and "context"; and the seconds
+    spent on the prompt and on the new tokens.
+    """
+
+    def __init__(
+        self,
+        model,
+        prompt_ids,
+        *,
+        max_new_tokens=128,
+        temperature=0.0,
+        top_k=None,
+        top_p=None,
+        seed=None,
+        stop=(),
+        cache=None,
+    ):
+        """
+        prompt_ids     : list of int, at least one; the first cache.length of them are cached
+        max_new_tokens : at least 0
+        temperature, top_k, top_p : see sampling.distribution
+        seed           : of the random draws; None draws differently each time
+        stop           : strings; the text ends before the first that appears
+        cache          : KVCache of a beginning of prompt_ids, or None for a new one
+        raises         : ValueError for settings that mean nothing and prompts that do not fit
+        """
+        check_sampling(temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise ValueError(f"The number of new tokens must be 0 or more, not {max_new_tokens}.")
+        if len(prompt_ids) == 0:
+            raise ValueError("The prompt is empty and this model has no token that begins a text.")
+        if len(prompt_ids) > model.config.context:
+            raise ValueError(
+                f"The prompt has {len(prompt_ids)} tokens and the model's context is "
+                f"{model.config.context}; shorten the prompt."
+            )
+        if any(stop_text == "" for stop_text in stop):
+            raise ValueError("An empty stop string would stop before the first letter; leave it out.")
+        self.model = model
+        self.prompt_ids = list(prompt_ids)
+        self.max_new_tokens = max_new_tokens
+        self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
+        self.rng = np.random.default_rng(seed)
+        self.stop = tuple(stop)
+        self.cache = model.new_cache() if cache is None else cache
+        self.ids = []
+        self.text = ""
+        self.stop_reason = None
+        self.prompt_seconds = 0.0
+        self.seconds = 0.0
+        self._pieces = self._run()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._pieces)
+
+    def _run(self):
+        """Pieces of text, as soon as they are certain to be part of the answer."""
+        decoder = self.model.tokenizer.decode_stream() if self.model.tokenizer else None
+        held = ""  # text that may be the beginning of a stop string
+        for token in self._tokens():
+            held += decoder.step(token) if decoder else ""
+            cut = first_stop(held, self.stop)
+            if cut is not None:
+                self.stop_reason = "stop"
+                held = held[:cut]
+                break
+            ready = len(held) - possible_stop(held, self.stop)
+            if ready:
+                self.text += held[:ready]
+                yield held[:ready]
+                held = held[ready:]
+        if self.stop_reason != "stop" and decoder:
+            held += decoder.flush()
+            cut = first_stop(held, self.stop)
+            held = held if cut is None else held[:cut]
+        if held:
+            self.text += held
+            yield held
+
+    def _tokens(self):
+        """New tokens until a stop rule; the end-of-text token is not among them."""
+        began = time.perf_counter()
+        logits = prefill(self.model, self.prompt_ids, self.cache)
+        self.prompt_seconds = time.perf_counter() - began
+        while True:
+            if len(self.ids) == self.max_new_tokens:
+                self.stop_reason = "length"
+                return
+            began = time.perf_counter()
+            token = draw(self.choose(logits), self.rng)
+            self.seconds += time.perf_counter() - began
+            if token in self.model.eos_ids:
+                self.stop_reason = "end"
+                return
+            self.ids.append(token)
+            yield token
+            if self.cache.length == self.model.config.context:
+                self.stop_reason = "context"
+                return
+            if len(self.ids) < self.max_new_tokens:
+                began = time.perf_counter()
+                logits = self.model.logits([token], self.cache)[-1]
+                self.seconds += time.perf_counter() - began
+
+
+def prefill(model, ids, cache):
+    """Compute a prompt, a few hundred tokens at a time, into the cache.
+
+    ids : all of the prompt; the first cache.length of them are cached already
+    returns: (V,) logits after the last token
+    """
+    logits = None
+    for first in range(cache.length, len(ids), PREFILL):
+        logits = model.logits(ids[first : first + PREFILL], cache)
+    return logits[-1]
+
+
+def first_stop(text, stop):
+    """Where the first stop string begins in `text`, or None."""
+    places = [text.find(stop_text) for stop_text in stop if stop_text in text]
+    return min(places) if places else None
+
+
+def possible_stop(text, stop):
+    """Length of the longest end of `text` with which a stop string begins."""
+    longest = 0
+    for stop_text in stop:
+        for length in range(1, min(len(stop_text), len(text)) + 1):
+            if text.endswith(stop_text[:length]):
+                longest = max(longest, length)
+    return longest
+
+
+class Chat:
+    """A conversation that keeps its KV cache from turn to turn."""
+
+    def __init__(self, model):
+        """
+        raises: ValueError if the model has no chat template
+        """
+        if model.tokenizer is None or model.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{model.name} has no chat template, so it was not trained to converse; "
+                "leave --chat out, or use a model that was, such as smollm2."
+            )
+        self.model = model
+        self.cache = model.new_cache()
+        self.cached_ids = []  # the tokens whose keys and values the cache holds
+        self.answered = []  # messages of the finished turns
+        self.generation = None  # the turn in the making
+
+    @property
+    def messages(self):
+        """The conversation so far: dicts with "role" and "content"."""
+        if self.generation is None:
+            return list(self.answered)
+        return [*self.answered, {"role": "assistant", "content": self.generation.text}]
+
+    def say(self, text, **settings):
+        """Put a user's message; iterate over the Generation it returns for the answer.
+
+        settings: as for Model.generate; what has been iterated over when the next message comes
+                  is the answer that stays in the conversation
+        raises  : ValueError if the conversation no longer fits the context
+        """
+        tokenizer = self.model.tokenizer
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+        if self.generation is not None:
+            self.cached_ids = [*self.generation.prompt_ids, *self.generation.ids]
+        # What the cache holds beyond the common beginning was tokenized otherwise; and the last
+        # token is always computed again, because its logits are wanted.
+        kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
+        generation = Generation(self.model, ids, cache=self.cache, **settings)
+        self.cache.truncate(kept)
+        self.answered, self.generation = messages, generation
+        return generation
+
+
+def common_length(a, b):
+    """Number of equal items at the beginning of two lists."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

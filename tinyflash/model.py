@@ -1,0 +1,132 @@
+"""A model as people hold it in their hands: load it, look at its logits, let it write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyflash.checkpoint import open_checkpoint
+from tinyflash.config import ModelConfig
+from tinyflash.families import read_config
+from tinyflash.generate import Chat, Generation
+from tinyflash.kv_cache import KVCache
+from tinyflash.matrices import HalfMatrix
+from tinyflash.sources import find_model
+from tinyflash.tokenizer import Tokenizer, tokenizer_of
+from tinyflash.transformer import forward, no_tap
+from tinyflash.weights import load_weights
+
+DTYPES = {"float32": np.float32, "float64": np.float64}
+
+
+@dataclass
+class Model:
+    """A config, the weights that its names are bound to, and a tokenizer.
+
+    name      : what the user called it
+    weights   : dict of `config.weight_shapes` names -> arrays or matrices
+    tokenizer : or None, for checkpoints used as an oracle by token ids alone
+    eos_ids   : tokens that end a text
+    """
+
+    name: str
+    path: Path
+    config: ModelConfig
+    weights: dict
+    tokenizer: Tokenizer | None
+    eos_ids: frozenset
+    dtype: np.dtype
+
+    def logits(self, ids, cache=None, tap=None):
+        """Logits after each of the tokens.
+
+        ids   : ints (T,), T ≥ 1
+        cache : KVCache of the tokens before them (it then also holds these), or None
+        tap   : function (name, tensor) that is shown every intermediate tensor, or None
+        returns: (T, V), float32 (or float64 if the model was loaded so)
+        raises: ValueError if an id is not in the vocabulary or the context overflows
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        known = 0 if cache is None else cache.length
+        if ids.ndim != 1 or len(ids) == 0:
+            raise ValueError("Logits are computed for a list of at least one token id.")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            bad = ids[(ids < 0) | (ids >= self.config.vocab_size)][0]
+            raise ValueError(
+                f"Token id {bad} is outside the vocabulary of {self.config.vocab_size} words."
+            )
+        if known + len(ids) > self.config.context:
+            raise ValueError(
+                f"{known + len(ids)} tokens do not fit this model's context of "
+                f"{self.config.context}; shorten the text."
+            )
+        return forward(self.weights, self.config, ids, cache, tap or no_tap)
+
+    def new_cache(self):
+        """An empty KV cache for this model."""
+        return KVCache(self.config, self.dtype)
+
+    def generate(self, prompt, **settings):
+        """A Generation: iterate over it for pieces of text.
+
+        prompt   : str (encoded with the tokens that begin a text), or a list of token ids
+        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation
+        raises   : ValueError for settings that mean nothing, a prompt that does not fit, or text
+                   where there is no tokenizer
+        """
+        return Generation(self, self.encode(prompt), **settings)
+
+    def encode(self, text):
+        """Token ids of a text; a list of ids passes through."""
+        if not isinstance(text, str):
+            return list(text)
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.name} has no tokenizer (no tokenizer.json, nor vocab.json with merges.txt), "
+                "so it reads token ids only; put the files beside the weights."
+            )
+        return self.tokenizer.encode(text)
+
+    def chat(self):
+        """A conversation that keeps its KV cache from turn to turn."""
+        return Chat(self)
+
+    @property
+    def nbytes(self):
+        """Bytes of all weights as they are kept; a matrix under two names counts once."""
+        return sum({id(w): w.nbytes for w in self.weights.values()}.values())
+
+    def residency(self):
+        """One line: what of the weights is kept, in which format, in how many bytes."""
+        by_format = {}
+        for weight in {id(w): w for w in self.weights.values()}.values():
+            kind = weight.format if isinstance(weight, HalfMatrix) else str(weight.dtype)
+            by_format[kind] = by_format.get(kind, 0) + weight.nbytes
+        parts = [f"{nbytes / 1e6:,.1f} MB {kind}" for kind, nbytes in by_format.items()]
+        return f"{self.name}: {' + '.join(parts)} in DRAM, computed in {self.dtype}"
+
+
+def load(source, *, memory=None, dtype="float32"):
+    """Open a model.
+
+    source : a directory, a GGUF file, a hub id, or the words `default` and `smollm2`
+    memory : most bytes that the weights may take, or None; what needs more is refused
+    dtype  : "float32", or "float64" for proofs
+    raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"A model computes in float32 or float64, not in {dtype!r}.")
+    dtype = np.dtype(DTYPES[dtype])
+    path = find_model(str(source))
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    weights = load_weights(checkpoint, config, dtype)
+    tokenizer = tokenizer_of(checkpoint)
+    eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
+    model = Model(str(source), path, config, weights, tokenizer, frozenset(eos_ids), dtype)
+    if memory is not None and model.nbytes > memory:
+        raise ValueError(
+            f"{model.name} keeps {model.nbytes:,} bytes of weights, more than the {memory:,} "
+            "allowed; raise the limit or take a smaller model."
+        )
+    return model

@@ -1,0 +1,109 @@
+"""The names of the intermediate tensors: frozen, in the order in which they are computed.
+
+A tap is any function of (name, tensor). The names are TransformerLens's words where it has one,
+so that two engines can be compared tensor by tensor; `TRANSFORMER_LENS` translates. A layer's
+names stand behind `layers.{i}.`.
+"""
+
+# name -> (shape, what it is)
+MODEL_TAPS = {
+    "embed": ("T D", "what enters layer 0: token (and learned position) embeddings"),
+}
+LAYER_TAPS = {
+    "resid_pre": ("T D", "what enters the layer"),
+    "attn.norm": ("T D", "norm(resid_pre); where norms stand after, norm(resid_mid)"),
+    "attn.q": ("T H K", "attn.norm @ Wqᵀ + bq"),
+    "attn.k": ("T G K", "attn.norm @ Wkᵀ + bk"),
+    "attn.v": ("T G K", "attn.norm @ Wvᵀ + bv"),
+    "attn.rot_q": ("T H K", "attn.q turned by its position (half-split layout)"),
+    "attn.rot_k": ("T G K", "attn.k turned by its position (half-split layout)"),
+    "attn.scores": ("H T S", "q kᵀ / √K, before the mask"),
+    "attn.pattern": ("H T S", "softmax of the masked scores"),
+    "attn.z": ("T H K", "attn.pattern @ v, head by head"),
+    "attn.out": ("T D", "attn.z @ Woᵀ + bo"),
+    "resid_mid": ("T D", "resid_pre + attn.out"),
+    "ffn.norm": ("T D", "norm(resid_mid); where norms stand after, norm(attn.norm + ffn.out)"),
+    "ffn.pre": ("T F", "ffn.norm @ W_upᵀ + b_up"),
+    "ffn.gate": ("T F", "ffn.norm @ W_gateᵀ + b_gate"),
+    "ffn.act": ("T F", "act(ffn.pre), or act(ffn.gate) · ffn.pre"),
+    "ffn.out": ("T D", "ffn.act @ W_downᵀ + b_down"),
+    "resid_post": ("T D", "resid_mid + ffn.out; where norms stand after, ffn.norm"),
+}
+LAST_TAPS = {
+    "final_norm": ("T D", "norm of the last layer's resid_post"),
+    "logits": ("T V", "one score for each word of the vocabulary"),
+}
+
+# Ours -> TransformerLens's, for one layer ("blocks.{i}." stands in front) and for the model.
+TRANSFORMER_LENS = {
+    "resid_pre": "hook_resid_pre",
+    "attn.norm": "ln1.hook_normalized",
+    "attn.q": "attn.hook_q",
+    "attn.k": "attn.hook_k",
+    "attn.v": "attn.hook_v",
+    "attn.rot_q": "attn.hook_rot_q",
+    "attn.rot_k": "attn.hook_rot_k",
+    "attn.scores": "attn.hook_attn_scores",
+    "attn.pattern": "attn.hook_pattern",
+    "attn.z": "attn.hook_z",
+    "attn.out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "ffn.norm": "ln2.hook_normalized",
+    "ffn.pre": "mlp.hook_pre",  # of a gated feed-forward: hook_pre_linear
+    "ffn.gate": "mlp.hook_pre",  # TransformerLens calls the gate's input `pre`
+    "ffn.act": "mlp.hook_post",
+    "ffn.out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+    "final_norm": "ln_final.hook_normalized",
+}
+
+SQUARE_TAPS = ("attn.scores", "attn.pattern")  # (H, T, S): they grow with the square of the text
+
+
+def tap_names(config):
+    """All tap names of a model, in the order in which the forward pass computes them."""
+    layer = list(LAYER_TAPS)
+    if config.positions != "rotary":
+        layer = [name for name in layer if "rot_" not in name]
+    if not config.gated:
+        layer.remove("ffn.gate")
+    if config.norm_after:
+        for name, predecessor in (("attn.norm", "resid_mid"), ("ffn.norm", "ffn.out")):
+            layer.remove(name)
+            layer.insert(layer.index(predecessor) + 1, name)
+    names = list(MODEL_TAPS)
+    for i in range(config.layers):
+        names += [f"layers.{i}.{name}" for name in layer]
+    return names + [name for name in LAST_TAPS if config.final_norm or name != "final_norm"]
+
+
+def tap_shape(config, name, T, S):
+    """Shape of the tensor called `name` when T tokens are computed and S can be attended to."""
+    sizes = {
+        "T": T,
+        "S": S,
+        "D": config.width,
+        "H": config.heads,
+        "G": config.kv_heads,
+        "K": config.head_width,
+        "F": config.ffn_width,
+        "V": config.vocab_size,
+    }
+    letters, _ = (MODEL_TAPS | LAYER_TAPS | LAST_TAPS)[short_name(name)]
+    return tuple(sizes[letter] for letter in letters.split())
+
+
+def short_name(name):
+    """A tap's name without its layer: `layers.3.attn.q` -> `attn.q`."""
+    return name.split(".", 2)[2] if name.startswith("layers.") else name
+
+
+def transformer_lens_name(name):
+    """What TransformerLens calls our tap, or None where it has no word.
+
+    `layers.3.attn.q` -> `blocks.3.attn.hook_q`
+    """
+    word = TRANSFORMER_LENS.get(short_name(name))
+    if word is None or not name.startswith("layers."):
+        return word
+    return f"blocks.{name.split('.')[1]}.{word}"

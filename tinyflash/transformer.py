@@ -1,0 +1,197 @@
+"""The forward pass of every family, written once: ids in, logits out.
+
+    ids -> embed -> L blocks of (attention, feed-forward) -> final norm -> unembed -> logits
+
+`weights` is a dict from the names of `config.weight_shapes` to anything that `ops.linear` can
+multiply by. Quantized, factorized, half-precision or traced weights are other values under the
+same names; a feed-forward that reads from flash is another function in `feed_forwards`. Nothing
+here knows.
+
+`tap(name, tensor)` is shown every named intermediate tensor (`taps.py` lists the names).
+Arrays may carry leading batch axes in front of (T, D), as in training; then `cache` is None.
+"""
+
+import math
+
+import numpy as np
+
+from tinyflash.ops import ACTIVATIONS, NORMS, linear, rotary, rotary_frequencies, rows, softmax
+
+
+def no_tap(name, tensor):
+    """The tap that looks at nothing."""
+
+
+def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None):
+    """Logits after each token: row t is the model's prediction for what follows token t.
+
+    ids           : int (..., T), each in 0 … V-1
+    cache         : KVCache of the tokens before these, or None when these are the first
+    feed_forwards : one function (T, D) -> (T, D) a layer, or None for the dense ones
+    returns       : (..., T, V)
+    """
+    T = ids.shape[-1]
+    start = 0 if cache is None else cache.length
+    x = embed(weights, config, ids, start)
+    tap("embed", x)
+    for i in range(config.layers):
+        feed_forward = feed_forwards[i] if feed_forwards else None
+        x = block(weights, config, i, x, cache, tap, feed_forward)
+    if cache is not None:
+        cache.advance(T)
+    return unembed(weights, config, x, tap)
+
+
+def embed(weights, config, ids, start):
+    """Token embeddings plus, in families that learn them, position embeddings.
+
+    ids : int (..., T);  start : position of the first of them
+    returns: (..., T, D)
+    """
+    T = ids.shape[-1]
+    x = rows(weights["embed.weight"], ids)  # (..., T, E)
+    if config.embed_width != config.width:
+        x = linear(x, weights["embed.project.weight"])  # (..., T, D)
+    if config.positions == "learned":
+        first = start + config.position_offset
+        x = x + rows(weights["positions.weight"], np.arange(first, first + T, dtype=np.int64))
+    return x
+
+
+def block(weights, config, i, x, cache, tap, feed_forward=None):
+    """Layer i: attention and feed-forward, each added to what came in.
+
+    Norms stand before each part (x + f(norm(x))) or, where config.norm_after, after the sum
+    (norm(x + f(x))), as in the first transformers and in OPT-350m.
+
+    x : (..., T, D);  returns: (..., T, D)
+    """
+    tap = under(tap, f"layers.{i}.")
+    layer = under_prefix(weights, f"layers.{i}.")
+    feed_forward = feed_forward or (lambda x: dense_feed_forward(layer, config, x, tap))
+
+    tap("resid_pre", x)
+    if config.norm_after:
+        x = x + attention(layer, config, i, x, cache, tap)
+        tap("resid_mid", x)
+        x = norm(layer, config, "attn.norm", x, tap)
+        x = norm(layer, config, "ffn.norm", x + feed_forward(x), tap)
+    else:
+        x = x + attention(layer, config, i, norm(layer, config, "attn.norm", x, tap), cache, tap)
+        tap("resid_mid", x)
+        x = x + feed_forward(norm(layer, config, "ffn.norm", x, tap))
+    tap("resid_post", x)
+    return x
+
+
+def attention(layer, config, i, x, cache, tap):
+    """Every token looks at itself and at those before it, through H heads.
+
+    pattern = softmax(q kᵀ / √K), z = pattern v      (Attention is all you need, §3.2.1)
+
+    H/G query heads share each key/value head (GQA, arXiv 2305.13245, §2.2): their queries are
+    stacked under one another, so that no key is ever copied.
+
+    x : (..., T, D);  returns: (..., T, D)
+    """
+    *batch, T, _ = x.shape
+    H, G, K = config.heads, config.kv_heads, config.head_width
+    start = 0 if cache is None else cache.length
+
+    q = linear(x, layer("attn.q.weight"), layer("attn.q.bias")).reshape(*batch, T, H, K)
+    k = linear(x, layer("attn.k.weight"), layer("attn.k.bias")).reshape(*batch, T, G, K)
+    v = linear(x, layer("attn.v.weight"), layer("attn.v.bias")).reshape(*batch, T, G, K)
+    tap("attn.q", q)
+    tap("attn.k", k)
+    tap("attn.v", v)
+    if config.positions == "rotary":
+        positions = np.arange(start, start + T, dtype=np.int64)
+        frequencies = rotary_frequencies(config.rope, K)
+        q, k = rotary(q, positions, frequencies), rotary(k, positions, frequencies)
+        tap("attn.rot_q", q)
+        tap("attn.rot_k", k)
+
+    q = q.swapaxes(-3, -2).reshape(*batch, G, (H // G) * T, K)
+    k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)  # (..., G, T, K)
+    if cache is not None:
+        k, v = cache.append(i, k, v)  # (G, S, K)
+    S = k.shape[-2]
+
+    scores = (q @ k.swapaxes(-2, -1)).reshape(*batch, H, T, S) * (1 / math.sqrt(K))
+    tap("attn.scores", scores)
+    if T > 1 or config.window:
+        scores = np.where(visible(start, T, S, config.window), scores, -math.inf)
+    pattern = softmax(scores)
+    tap("attn.pattern", pattern)
+
+    z = pattern.reshape(*batch, G, (H // G) * T, S) @ v
+    z = z.reshape(*batch, H, T, K).swapaxes(-3, -2)  # (..., T, H, K)
+    tap("attn.z", z)
+    out = linear(z.reshape(*batch, T, H * K), layer("attn.o.weight"), layer("attn.o.bias"))
+    tap("attn.out", out)
+    return out
+
+
+def visible(start, T, S, window=None):
+    """Which of S tokens each of the T tokens from `start` on may look at.
+
+    returns: bool (T, S); token t sees s ≤ t and, with a window, s > t - window
+    """
+    t = np.arange(start, start + T, dtype=np.int64)[:, None]
+    s = np.arange(S, dtype=np.int64)
+    return (s <= t) if window is None else (s <= t) & (s > t - window)
+
+
+def dense_feed_forward(layer, config, x, tap):
+    """The feed-forward with all of its neurons: down(act(up(x))), or gated down(act(gate) · up).
+
+    A neuron is one row of up (and of gate) and one column of down: F of them.
+    (GLU variants improve transformer, arXiv 2002.05202, §2)
+
+    x : (..., T, D);  returns: (..., T, D)
+    """
+    activate = ACTIVATIONS[config.activation]
+    pre = linear(x, layer("ffn.up.weight"), layer("ffn.up.bias"))  # (..., T, F)
+    tap("ffn.pre", pre)
+    if config.gated:
+        gate = linear(x, layer("ffn.gate.weight"), layer("ffn.gate.bias"))
+        tap("ffn.gate", gate)
+        act = activate(gate) * pre
+    else:
+        act = activate(pre)
+    tap("ffn.act", act)
+    out = linear(act, layer("ffn.down.weight"), layer("ffn.down.bias"))
+    tap("ffn.out", out)
+    return out
+
+
+def unembed(weights, config, x, tap=no_tap):
+    """Final norm, then one score for each word of the vocabulary.
+
+    x : (..., T, D);  returns: (..., T, V)
+    """
+    if config.final_norm:
+        x = norm(weights.get, config, "final_norm", x, tap)
+    if config.embed_width != config.width:
+        x = linear(x, weights["unembed.project.weight"])  # (..., T, E)
+    logits = linear(x, weights["embed.weight" if config.tied else "unembed.weight"])
+    tap("logits", logits)
+    return logits
+
+
+def norm(layer, config, name, x, tap):
+    """The family's norm with the gain and bias stored under `name`."""
+    normalize = NORMS[config.norm]
+    y = normalize(x, layer(f"{name}.weight"), layer(f"{name}.bias"), config.norm_eps)
+    tap(name, y)
+    return y
+
+
+def under(tap, prefix):
+    """A tap that puts `prefix` before every name."""
+    return lambda name, tensor: tap(prefix + name, tensor)
+
+
+def under_prefix(weights, prefix):
+    """A lookup of the weights whose names begin with `prefix`; None for those that are not there."""
+    return lambda name: weights.get(prefix + name)

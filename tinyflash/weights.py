@@ -1,0 +1,128 @@
+"""Binds the names that the forward pass looks up to what a checkpoint holds under them."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tinyflash.config import weight_shapes
+from tinyflash.families import family_prefix, tensor_names
+from tinyflash.matrices import HalfMatrix, decode, refuse_infinite
+
+# Tensors that old checkpoints carry and that the config already says: masks and frequencies.
+BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+
+
+def load_weights(checkpoint, config, dtype=np.float32):
+    """Every weight that `config` calls for, under our names.
+
+    A 16-bit matrix stays 16-bit and mapped (HalfMatrix); gains and biases are decoded; float32
+    stays mapped unless `dtype` is float64.
+
+    returns : dict name -> float array or HalfMatrix
+    raises  : ValueError if a tensor is missing, misshapen, left over, or has Inf or NaN
+    """
+    places = tensor_names(config)
+    prefix = family_prefix(config)
+    weights, used = {}, set()
+    for name, shape in weight_shapes(config).items():
+        place = places[name]
+        stored = stored_name(checkpoint, place.name, prefix)
+        used.add(stored)
+        tensor = checkpoint[stored]
+        array = tensor.array.T if place.transposed else tensor.array
+        array = array[place.first : place.last]
+        if array.shape != shape:
+            raise ValueError(
+                f"{checkpoint.path}: tensor {stored} is {shape_text(tensor.array.shape)} and gives "
+                f"{shape_text(array.shape)} where config.json calls for {shape_text(shape)} "
+                f"({name}); the config and the weights do not belong together."
+            )
+        weights[name] = bind(array, tensor.dtype, stored, dtype)
+    refuse_left_over(checkpoint, config, used)
+    return weights
+
+
+def bind(array, stored_dtype, name, dtype):
+    """One stored tensor as the forward pass wants it: HalfMatrix, or an array of `dtype`."""
+    if stored_dtype in ("float16", "bfloat16"):
+        if array.ndim == 2:
+            # GPT-2's transposed matrices are copied once: a tile must be whole rows.
+            return HalfMatrix(np.ascontiguousarray(array), name, dtype)
+        bits = array.view(np.uint16)
+        refuse_infinite(bits, stored_dtype, name)
+        return decode(bits, stored_dtype).astype(dtype, copy=False)
+    if array.ndim == 1 and not np.isfinite(array).all():
+        raise ValueError(f"{name} holds Inf or NaN; get another copy of the checkpoint.")
+    return array.astype(dtype, copy=False)
+
+
+def stored_name(checkpoint, name, prefix):
+    """The tensor's name with or without the family's prefix, whichever the checkpoint uses.
+
+    raises: ValueError if it has neither
+    """
+    bare = name.removeprefix(prefix)
+    if name in checkpoint or bare not in checkpoint:
+        return name  # where it is missing, indexing it says so
+    return bare
+
+
+def refuse_left_over(checkpoint, config, used):
+    """Raise a ValueError if the checkpoint holds weights that the config does not call for.
+
+    Leaving out a bias or a norm gives fluent nonsense; better to say so.
+    """
+    tied_head = {"lm_head.weight"} if config.tied else set()
+    left = [
+        name
+        for name in checkpoint.names()
+        if name not in used | tied_head and not name.endswith(BUFFERS)
+    ]
+    if left:
+        raise ValueError(
+            f"{checkpoint.path} holds {len(left)} tensors that config.json does not call for, "
+            f"{left[0]} first; the config and the weights do not belong together."
+        )
+
+
+def shape_text(shape):
+    """A shape for people: 4096 × 1024."""
+    return " × ".join(map(str, shape))
+
+
+def save_checkpoint(directory, hf_config, config, weights, dtype="float16"):
+    """Write weights as a Hugging Face directory: config.json and model.safetensors.
+
+    The inverse of `load_weights`: our names become the family's, fused matrices are fused and
+    transposed ones transposed again. Both files are replaced whole; the config comes last.
+
+    hf_config : the config.json to write, a dict
+    weights   : dict name -> float array, all of `weight_shapes(config)`
+    dtype     : "float16" or "float32", of the file
+    raises    : ValueError if a weight does not fit float16's range
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    places = tensor_names(config)
+    parts = {}
+    for name in weight_shapes(config):
+        with np.errstate(over="ignore"):
+            array = weights[name].astype(dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has numbers beyond {dtype}'s range; save it as float32.")
+        parts.setdefault(places[name].name, []).append((places[name], array))
+    tensors = {}
+    for stored, pieces in parts.items():
+        pieces.sort(key=lambda piece: piece[0].first)
+        whole = np.concatenate([array for _, array in pieces])
+        tensors[stored] = np.ascontiguousarray(whole.T if pieces[0][0].transposed else whole)
+    hf_config = {**hf_config, "dtype": dtype}
+    unfinished = directory / "model.safetensors.part"
+    save_file(tensors, unfinished, {"format": "pt"})
+    os.replace(unfinished, directory / "model.safetensors")
+    unfinished = directory / "config.json.part"
+    unfinished.write_text(json.dumps(hf_config, indent=2) + "\n")
+    os.replace(unfinished, directory / "config.json")
