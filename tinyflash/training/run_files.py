@@ -1,0 +1,58 @@
+"""The state of a training run on disk: written whole or not at all, resumed bit for bit."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+STATE = "training_state.safetensors"
+MOMENTS = ("first", "second")  # of AdamW
+
+
+def save_state(directory, weights, optimizer, run):
+    """Weights, optimizer moments and the run's bookkeeping in one file, replaced atomically.
+
+    weights   : dict name -> array
+    optimizer : {"step": int, "first": {name: array}, "second": {name: array}}
+    run       : JSON-able dict: step, curve, config, recipe
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {f"weights/{name}": array for name, array in weights.items()}
+    for moment in MOMENTS:
+        arrays |= {f"{moment}/{name}": array for name, array in optimizer[moment].items()}
+    unfinished = directory / f"{STATE}.part"
+    save_file(arrays, unfinished, {"run": json.dumps(run)})
+    with open(unfinished, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, directory / STATE)
+
+
+def load_state(directory):
+    """What `save_state` wrote: weights, optimizer, run; or None if nothing was written yet.
+
+    raises: ValueError if the file is damaged
+    """
+    path = Path(directory) / STATE
+    if not path.exists():
+        return None
+    try:
+        arrays = load_file(path)
+        header_length = int(np.fromfile(path, dtype="<u8", count=1)[0])
+        with open(path, "rb") as file:
+            file.seek(8)
+            metadata = json.loads(file.read(header_length))["__metadata__"]
+        run = json.loads(metadata["run"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be resumed from ({error}); delete it to train from the beginning."
+        ) from None
+    parts = {"weights": {}, "first": {}, "second": {}}
+    for name, array in arrays.items():
+        part, name = name.split("/", 1)
+        parts[part][name] = array
+    optimizer = {"step": run["step"]} | {moment: parts[moment] for moment in MOMENTS}
+    return parts["weights"], optimizer, run
