@@ -66,7 +66,9 @@ class Generation:
                 f"{model.config.context}; shorten the prompt."
             )
         if any(stop_text == "" for stop_text in stop):
-            raise ValueError("An empty stop string would stop before the first letter; leave it out.")
+            raise ValueError(
+                "An empty stop string would stop before the first letter; leave it out."
+            )
         self.model = model
         self.prompt_ids = list(prompt_ids)
         self.max_new_tokens = max_new_tokens

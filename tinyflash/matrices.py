@@ -66,9 +66,15 @@ class HalfMatrix:
         """x Wᵀ, two workers each taking every other tile of rows.
 
         x : (..., in);  returns: (..., out), of x's dtype
-        raises: ValueError that names the matrix if it holds Inf or NaN (looked for once)
+        raises: ValueError that names the matrix if it holds Inf or NaN (looked for once), or if x
+                is of whole numbers, which would round its tiles, or of another width
         """
         rows, columns = self.shape
+        if x.dtype not in (np.float32, np.float64) or x.shape[-1] != columns:
+            raise ValueError(
+                f"{self.name} multiplies float32 or float64 of {columns} numbers a row, not an "
+                f"array of {x.dtype} with shape {x.shape}."
+            )
         flat = np.ascontiguousarray(x).reshape(-1, columns)  # (T, in)
         y = np.empty((flat.shape[0], rows), dtype=x.dtype)
         height = max(1, TILE_BYTES // (4 * columns))

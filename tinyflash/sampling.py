@@ -12,7 +12,9 @@ def check_sampling(temperature, top_k, top_p):
             f"The temperature must be 0 (always the likeliest token) or more, not {temperature}."
         )
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top-k keeps the k likeliest tokens, so k must be at least 1, not {top_k}.")
+        raise ValueError(
+            f"top-k keeps the k likeliest tokens, so k must be at least 1, not {top_k}."
+        )
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top-p is a share of probability above 0 and up to 1, not {top_p}.")
 
@@ -33,7 +35,8 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None):
         p = np.zeros(logits.shape, dtype=np.float64)
         p[np.argmax(logits)] = 1
         return p
-    logits = logits / temperature
+    with np.errstate(over="ignore"):  # near temperature 0 a distance becomes inf, as it should
+        logits = (logits - np.max(logits)) / temperature
     if top_k is not None and top_k < len(logits):
         kth = np.partition(logits, -top_k)[-top_k]
         logits = np.where(logits < kth, -np.inf, logits)

@@ -193,5 +193,5 @@ def under(tap, prefix):
 
 
 def under_prefix(weights, prefix):
-    """A lookup of the weights whose names begin with `prefix`; None for those that are not there."""
+    """A lookup of the weights whose names begin with `prefix`; None for one that is not there."""
     return lambda name: weights.get(prefix + name)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from tinyflash.families import gpt2, llama, opt
 
-FAMILIES = {model_type: family for family in (opt, gpt2, llama) for model_type in family.MODEL_TYPES}
+FAMILIES = {
+    model_type: family for family in (opt, gpt2, llama) for model_type in family.MODEL_TYPES
+}
+
+# They see the words on both sides and fill in masked ones.
+ENCODERS = {
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+    "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta",
+}  # fmt: skip
 
 # Keys that say nothing about the arithmetic of inference: training, bookkeeping, generation.
 IGNORED = {
@@ -45,9 +53,14 @@ class Stored:
 def family_of(hf):
     """The family module for a config.json.
 
-    raises: ValueError that lists what we have, if the model type is another
+    raises: ValueError that lists what we have, if the model type is another or an encoder
     """
     model_type = hf.get("model_type")
+    if model_type in ENCODERS:
+        raise ValueError(
+            f"A {model_type} model is an encoder: it fills in masked words and cannot continue a "
+            f"text; tinyflash has {', '.join(sorted(FAMILIES))}."
+        )
     if model_type not in FAMILIES:
         raise ValueError(
             f"tinyflash has no model type {model_type!r}; it has {', '.join(sorted(FAMILIES))}."
