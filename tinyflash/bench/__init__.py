@@ -1,0 +1,1 @@
+"""Benchmarks: each measures ratios within one run, and says on what machine."""
