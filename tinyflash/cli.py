@@ -56,6 +56,22 @@ def parser():
     add("--text", metavar="FILE", help="measure perplexity on this text")
     add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
 
+    trains = verbs.add_parser("train", help="train a language model").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    add = verb(trains, "lm", train_language_model, "train a language model from nothing")
+    add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
+    add("--out", required=True, metavar="DIR", help="the model; run again to resume")
+    add("--heldout", metavar="FILE", help="text for validation")
+    add("--steps", type=int, default=2000, metavar="N", help="optimizer steps in all")
+    add("--batch", type=int, default=16, metavar="B", help="sequences a step")
+    add("--length", type=int, metavar="T", help="tokens of a sequence; default: the context")
+    add("--learning-rate", type=float, default=2e-3, metavar="R", help="after warm-up")
+    add("--active-share", type=float, metavar="A", help="wanted share of firing FFN neurons")
+    add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
+    add("--workers", type=int, default=2, metavar="N", help="threads")
+
     add = verb(verbs, "record", record, "write every intermediate tensor of a forward pass")
     add("model", metavar="MODEL")
     add("--out", required=True, metavar="FILE.safetensors")
@@ -188,6 +204,18 @@ def evaluate(options):
         print(json.dumps(result))
     else:
         terminal.table(f"{options.model}", ("measure", "value"), rows)
+
+
+def train_language_model(options):
+    """`tinyflash train lm`"""
+    from tinyflash.training.train_command import train_lm
+
+    with terminal.progress("Training", "steps") as report:
+        result = train_lm(options, report)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        terminal.table(options.out, ("measure", "value"), list(result.items()))
 
 
 def record(options):
