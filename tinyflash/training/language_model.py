@@ -25,6 +25,8 @@ from tinyflash.training.run_files import load_state, save_state
 from tinyflash.training.tape import mean_value_and_grad
 from tinyflash.transformer import forward, no_tap
 
+PART_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -167,13 +169,14 @@ def step_once(weights, optimizer, run, config, ids, recipe, executor):
     step, penalty = run["step"], run["penalty"]
     parts = {}
 
-    def objective(traced, sequence):
-        number, tokens = sequence
-        loss, *parts[number] = loss_and_activity(traced, config, tokens[None], penalty)
+    def objective(traced, part):
+        number, sequences = part
+        loss, *parts[number] = loss_and_activity(traced, config, sequences, penalty)
         return loss
 
-    sequences = list(enumerate(sample_batch(ids, recipe, step)))
-    _, gradients = mean_value_and_grad(objective, weights, sequences, executor)
+    batch = sample_batch(ids, recipe, step)
+    numbered = list(enumerate(np.split(batch, len(batch) // sequences_per_part(recipe))))
+    _, gradients = mean_value_and_grad(objective, weights, numbered, executor)
     norm = clip_by_global_norm(gradients, recipe.clip)
     rate = cosine_schedule(
         step,
@@ -183,7 +186,7 @@ def step_once(weights, optimizer, run, config, ids, recipe, executor):
         floor=recipe.floor,
     )
     adamw_step(weights, gradients, optimizer, rate, weight_decay=recipe.weight_decay)
-    losses, shares = zip(*(parts[number] for number, _ in sequences), strict=True)
+    losses, shares = zip(*(parts[number] for number, _ in numbered), strict=True)
     active = float(np.mean(shares))
     run["step"] = step + 1
     run["penalty"] = next_penalty(penalty, active, recipe.active_share)
@@ -196,6 +199,16 @@ def step_once(weights, optimizer, run, config, ids, recipe, executor):
         "gradient_norm": norm,
         "learning_rate": rate,
     }
+
+
+def sequences_per_part(recipe):
+    """How many sequences one worker computes together; it divides the batch.
+
+    About PART_TOKENS tokens: with fewer the time between NumPy calls tells, and with more the arrays
+    leave the processor's cache.
+    """
+    most = max(1, PART_TOKENS // recipe.length)
+    return max(n for n in range(1, most + 1) if recipe.batch % n == 0)
 
 
 def check_lengths(config, ids, recipe):
