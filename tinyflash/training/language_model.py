@@ -204,7 +204,7 @@ def step_once(weights, optimizer, run, config, ids, recipe, executor):
 def sequences_per_part(recipe):
     """How many sequences one worker computes together; it divides the batch.
 
-    About PART_TOKENS tokens: with fewer the time between NumPy calls tells, and with more the arrays
+    About PART_TOKENS tokens: with fewer the time between NumPy calls tells; with more the arrays
     leave the processor's cache.
     """
     most = max(1, PART_TOKENS // recipe.length)
