@@ -62,7 +62,7 @@ NORMS = {"layer": layer_norm, "rms": rms_norm}
 
 
 def softmax(x):
-    """Positive weights that sum to one over the last axis: exp(x) / Σ exp(x).
+    """Weights from 0 to 1 that sum to one over the last axis: exp(x) / Σ exp(x).
 
     The largest value is subtracted first, so that nothing overflows and -inf becomes exactly 0.
     """

@@ -31,7 +31,7 @@ LAYER_TAPS = {
 }
 LAST_TAPS = {
     "final_norm": ("T D", "norm of the last layer's resid_post"),
-    "logits": ("T V", "one score for each word of the vocabulary"),
+    "logits": ("T V", "one score for each token of the vocabulary"),
 }
 
 # Ours -> TransformerLens's, for one layer ("blocks.{i}." stands in front) and for the model.

@@ -1,0 +1,57 @@
+"""The goldens of tests/golden, for every test that compares with them."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import tinyflash
+from tinyflash.oracle.record import manifest_of, read_recording, record
+
+GOLDEN = Path(__file__).parent / "golden"
+
+WHOLE = (
+    "opt",
+    "opt-350m",
+    "opt-bare",
+    "gpt2",
+    "llama",
+    "llama3",
+    "llama-biases",
+    "llama-linear",
+    "mistral",
+)
+HALF = tuple(
+    f"{family}-{dtype}"
+    for family in ("opt", "gpt2", "llama", "mistral")
+    for dtype in ("float16", "bfloat16")
+)
+CHECKPOINTS = WHOLE + HALF
+RECORDINGS = (
+    *((name, "nine") for name in CHECKPOINTS),
+    *((name, "one") for name in WHOLE),
+    ("mistral", "window"),
+)
+
+
+@cache
+def model_of(name, dtype="float32"):
+    """The model of one golden checkpoint."""
+    return tinyflash.load(GOLDEN / name, dtype=dtype)
+
+
+@cache
+def golden(name, text="nine"):
+    """(taps, manifest) as transformers computed them."""
+    return read_recording(GOLDEN / name / f"{text}.safetensors")
+
+
+def recorded(model, ids):
+    """(taps, manifest) as `model` computes them."""
+    taps = record(model, ids, squares=True)
+    return taps, manifest_of(model, ids, taps, command="pytest")
+
+
+def largest_relative(a, b):
+    """Largest |b - a| as a share of the standard deviation of a."""
+    return float(np.max(np.abs(b - a)) / np.std(a))

@@ -1,0 +1,1 @@
+"""The oracle: record every intermediate tensor, and name the first that differs."""
