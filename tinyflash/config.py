@@ -12,7 +12,19 @@ The shape alphabet of the whole project:
 Weights are stored (out, in) and applied as `x @ W.T`.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
+
+
+def is_count(value):
+    """Whether this is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value):
+    """Whether this is a finite number of at least 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,19 @@ class Rope:
     low: float = 1.0
     high: float = 4.0
     original_context: int = 8192
+
+    def __post_init__(self):
+        for name in ("theta", "factor", "low", "high", "original_context"):
+            if not is_number(getattr(self, name)) or getattr(self, name) == 0:
+                raise ValueError(
+                    f"Rotary positions need a {name} above 0, but the config says "
+                    f"{getattr(self, name)!r}."
+                )
+        if self.low >= self.high:
+            raise ValueError(
+                f"Rope scaling blends between its low factor {self.low} and its high factor "
+                f"{self.high}, so the high one must be larger."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,10 +111,27 @@ class ModelConfig:
         )
         for size in sizes:
             value = getattr(self, size)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_count(value):
                 raise ValueError(
                     f"{size} must be a whole number of at least 1, but the config says {value!r}."
                 )
+        if self.window is not None and not is_count(self.window):
+            raise ValueError(
+                f"A window is a number of tokens, at least 1, but the config says {self.window!r}."
+            )
+        if not is_number(self.norm_eps):
+            raise ValueError(
+                f"norm_eps must be a small number, but the config says {self.norm_eps!r}."
+            )
+        switches = ("norm_affine", "qkv_bias", "out_bias", "ffn_bias", "tied")
+        for switch in switches:
+            if not isinstance(getattr(self, switch), bool):
+                raise ValueError(
+                    f"{switch} must be true or false, but the config says "
+                    f"{getattr(self, switch)!r}."
+                )
+        if not all(isinstance(token, int) for token in self.eos_ids):
+            raise ValueError(f"Token ids are whole numbers, and the config says {self.eos_ids}.")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; "

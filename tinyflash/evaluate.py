@@ -132,6 +132,11 @@ def choice_score(model, context, choice):
         first += 1
     if first == len(both):
         raise ValueError(f"The choice {choice!r} adds no token to its context.")
+    if len(both) == 1:
+        raise ValueError(
+            f"Nothing stands before the choice {choice!r}: its context is empty and the model has "
+            "no token that begins a text; give it a context."
+        )
     if len(both) > model.config.context + 1:
         raise ValueError(
             f"A question of {len(both)} tokens does not fit the model's context of "
@@ -154,6 +159,7 @@ def read_questions(path):
                 question = json.loads(line)
                 fits = (
                     isinstance(question["context"], str)
+                    and isinstance(question["choices"], list)
                     and all(isinstance(choice, str) for choice in question["choices"])
                     and question["answer"] in range(len(question["choices"]))
                 )

@@ -12,7 +12,7 @@ class KVCache:
     """
 
     def __init__(self, config, dtype=np.float32, capacity=64):
-        """Room for `capacity` tokens at first; it doubles as needed, up to the model's context."""
+        """Room for `capacity` tokens at first; it doubles as needed."""
         shape = (config.kv_heads, min(capacity, config.context), config.head_width)
         self.length = 0
         self.keys = [np.empty(shape, dtype=dtype) for _ in range(config.layers)]

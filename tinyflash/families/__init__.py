@@ -21,7 +21,8 @@ ENCODERS = {
 
 # Keys that say nothing about the arithmetic of inference: training, bookkeeping, generation.
 IGNORED = {
-    "architectures", "attention_dropout", "attn_pdrop", "auto_map", "bad_words_ids", "dropout",
+    "activation_dropout", "architectures", "attention_dropout", "attn_pdrop", "auto_map",
+    "bad_words_ids", "dropout",
     "dtype", "embd_pdrop", "forced_bos_token_id", "forced_eos_token_id", "id2label",
     "init_std", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "layerdrop",
     "max_length", "model_type", "name_or_path", "pad_token_id", "prefix", "pretraining_tp",
@@ -31,7 +32,8 @@ IGNORED = {
     "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id",
     "finetuning_task", "pruned_heads", "remove_invalid_values", "sep_token_id",
     "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "typical_p", "use_bfloat16",
-    "transformers.js_config", "unsloth_fixed", "unsloth_version",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version", "gradient_checkpointing",
+    "n_special", "output_past", "predict_special_tokens",
 }  # fmt: skip
 
 
@@ -56,12 +58,12 @@ def family_of(hf):
     raises: ValueError that lists what we have, if the model type is another or an encoder
     """
     model_type = hf.get("model_type")
-    if model_type in ENCODERS:
+    if str(model_type) in ENCODERS:
         raise ValueError(
             f"A {model_type} model is an encoder: it fills in masked words and cannot continue a "
             f"text; tinyflash has {', '.join(sorted(FAMILIES))}."
         )
-    if model_type not in FAMILIES:
+    if str(model_type) not in FAMILIES:
         raise ValueError(
             f"tinyflash has no model type {model_type!r}; it has {', '.join(sorted(FAMILIES))}."
         )
@@ -92,6 +94,11 @@ def read_config(hf):
     except KeyError as missing:
         raise ValueError(
             f"config.json lacks {missing}, without which a {hf['model_type']} model has no shape."
+        ) from None
+    except TypeError:
+        raise ValueError(
+            f"config.json gives a {hf['model_type']} model a size or setting of the wrong kind, "
+            "such as text or null where a number belongs; get another copy of the file."
         ) from None
 
 
