@@ -6,6 +6,7 @@ on standard error). Results go to standard output, everything else to standard e
 
 import argparse
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -18,16 +19,25 @@ def main(arguments=None):
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        return options.verb(options) or 0
+        code = options.verb(options) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our pipe has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our pipe has seen enough; the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        return refuse(f"A text is not in UTF-8 ({error.reason}); convert it and try again.")
     except (ValueError, OSError) as error:
-        print(f"tinyflash: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
+
+
+def refuse(reason):
+    """Say in one line what is wrong; returns the exit code for bad input."""
+    print("tinyflash:", " ".join(str(reason).split("\n")), file=sys.stderr)
+    return 2
 
 
 def parser():
@@ -44,7 +54,7 @@ def parser():
     add("prompt", nargs="?", help="the text; - reads it from standard input")
     add("--model", default="smollm2", metavar="MODEL")
     add("--max-new-tokens", type=int, default=128, metavar="N")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest")
+    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
     add("--top-k", type=int, metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--seed", type=int, metavar="S", help="of the random draws")
@@ -107,7 +117,7 @@ def generate(options):
     """`tinyflash generate`"""
     from tinyflash.sampling import check_sampling
 
-    check_sampling(options.temperature, options.top_k, options.top_p)
+    check_sampling(options.temperature or 0, options.top_k, options.top_p)
     if options.prompt is None and not options.chat:
         raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt

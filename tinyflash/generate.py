@@ -16,6 +16,8 @@ PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) score
 def greedy(model, ids, new_tokens):
     """The likeliest continuation, token by token: what every faster way must reproduce.
 
+    It does not look for the end of the text; `Generation` does.
+
     ids : list of int;  returns: list of int, `new_tokens` long
     """
     ids = list(ids)
@@ -51,11 +53,14 @@ class Generation:
         max_new_tokens : at least 0
         temperature, top_k, top_p : see sampling.distribution
         seed           : of the random draws; None draws differently each time
-        stop           : strings; the text ends before the first that appears
+        stop           : strings (or one); the text ends before the first that appears
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         check_sampling(temperature, top_k, top_p)
+        if seed is not None and seed < 0:
+            raise ValueError(f"The seed must be 0 or more, not {seed}.")
         if max_new_tokens < 0:
             raise ValueError(f"The number of new tokens must be 0 or more, not {max_new_tokens}.")
         if len(prompt_ids) == 0:
@@ -74,7 +79,7 @@ class Generation:
         self.max_new_tokens = max_new_tokens
         self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
         self.rng = np.random.default_rng(seed)
-        self.stop = tuple(stop)
+        self.stop = stop
         self.cache = model.new_cache() if cache is None else cache
         self.ids = []
         self.text = ""
@@ -108,7 +113,9 @@ class Generation:
         if self.stop_reason != "stop" and decoder:
             held += decoder.flush()
             cut = first_stop(held, self.stop)
-            held = held if cut is None else held[:cut]
+            if cut is not None:
+                self.stop_reason = "stop"
+                held = held[:cut]
         if held:
             self.text += held
             yield held
@@ -207,6 +214,7 @@ class Chat:
         # What the cache holds beyond the common beginning was tokenized otherwise; and the last
         # token is always computed again, because its logits are wanted.
         kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
+        settings = self.model.with_sampling(settings)
         generation = Generation(self.model, ids, cache=self.cache, **settings)
         self.cache.truncate(kept)
         self.answered, self.generation = messages, generation

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.checkpoint import open_checkpoint
-from tinyflash.config import ModelConfig
+from tinyflash.config import ModelConfig, is_number
 from tinyflash.families import read_config
 from tinyflash.generate import Chat, Generation
 from tinyflash.kv_cache import KVCache
 from tinyflash.matrices import HalfMatrix
 from tinyflash.sources import find_model
-from tinyflash.tokenizer import Tokenizer, tokenizer_of
+from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import load_weights
 
@@ -27,6 +27,7 @@ class Model:
     weights   : dict of `config.weight_shapes` names -> arrays or matrices
     tokenizer : or None, for checkpoints used as an oracle by token ids alone
     eos_ids   : tokens that end a text
+    sampling  : temperature, top_k, top_p that its makers recommend; empty for greedy
     """
 
     name: str
@@ -36,6 +37,7 @@ class Model:
     tokenizer: Tokenizer | None
     eos_ids: frozenset
     dtype: np.dtype
+    sampling: dict
 
     def logits(self, ids, cache=None, tap=None):
         """Logits after each of the tokens.
@@ -44,7 +46,8 @@ class Model:
         cache : KVCache of the tokens before them (it then also holds these), or None
         tap   : function (name, tensor) that is shown every intermediate tensor, or None
         returns: (T, V), float32 (or float64 if the model was loaded so)
-        raises: ValueError if an id is not in the vocabulary or the context overflows
+        raises: ValueError if an id is not in the vocabulary, the context overflows, or weights with
+                Inf or NaN made the logits meaningless
         """
         ids = np.asarray(ids, dtype=np.int64)
         known = 0 if cache is None else cache.length
@@ -60,7 +63,21 @@ class Model:
                 f"{known + len(ids)} tokens do not fit this model's context of "
                 f"{self.config.context}; shorten the text."
             )
-        return forward(self.weights, self.config, ids, cache, tap or no_tap)
+        with np.errstate(all="ignore"):  # one sentence below says more than NumPy's warnings
+            logits = forward(self.weights, self.config, ids, cache, tap or no_tap)
+        if not np.isfinite(logits).all():
+            raise ValueError(self._why_infinite())
+        return logits
+
+    def _why_infinite(self):
+        """Which weight made the logits Inf or NaN: 16-bit matrices have been checked by now."""
+        for name, weight in self.weights.items():
+            if isinstance(weight, np.ndarray) and not np.isfinite(weight).all():
+                return f"{self.name}: {name} holds Inf or NaN; get another copy of the checkpoint."
+        return (
+            f"{self.name}: the logits are Inf or NaN though all weights are finite, so numbers on "
+            f"the way went beyond {self.dtype}'s range; these weights make no working model."
+        )
 
     def new_cache(self):
         """An empty KV cache for this model."""
@@ -70,11 +87,24 @@ class Model:
         """A Generation: iterate over it for pieces of text.
 
         prompt   : str (encoded with the tokens that begin a text), or a list of token ids
-        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation
+        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation. Where
+                   temperature, top_k and top_p are all left out, the model's own are taken
         raises   : ValueError for settings that mean nothing, a prompt that does not fit, or text
                    where there is no tokenizer
         """
-        return Generation(self, self.encode(prompt), **settings)
+        return Generation(self, self.encode(prompt), **self.with_sampling(settings))
+
+    def with_sampling(self, settings):
+        """The settings, with the model's own way of sampling where they say nothing of it.
+
+        top_k or top_p alone ask for sampling, at temperature 1 if the model recommends no other.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        if "temperature" in given:
+            return given
+        if "top_k" in given or "top_p" in given:
+            return {"temperature": self.sampling.get("temperature", 1.0), **given}
+        return {**self.sampling, **given}
 
     def encode(self, text):
         """Token ids of a text; a list of ids passes through."""
@@ -82,8 +112,8 @@ class Model:
             return list(text)
         if self.tokenizer is None:
             raise ValueError(
-                f"{self.name} has no tokenizer (no tokenizer.json, nor vocab.json with merges.txt), "
-                "so it reads token ids only; put the files beside the weights."
+                f"{self.name} has no tokenizer (no tokenizer.json, nor vocab.json with "
+                "merges.txt), so it reads token ids only; put the files beside the weights."
             )
         return self.tokenizer.encode(text)
 
@@ -123,10 +153,34 @@ def load(source, *, memory=None, dtype="float32"):
     weights = load_weights(checkpoint, config, dtype)
     tokenizer = tokenizer_of(checkpoint)
     eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
-    model = Model(str(source), path, config, weights, tokenizer, frozenset(eos_ids), dtype)
+    model = Model(
+        name=str(source),
+        path=path,
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        eos_ids=frozenset(eos_ids),
+        dtype=dtype,
+        sampling=recommended_sampling(path),
+    )
     if memory is not None and model.nbytes > memory:
         raise ValueError(
             f"{model.name} keeps {model.nbytes:,} bytes of weights, more than the {memory:,} "
             "allowed; raise the limit or take a smaller model."
         )
     return model
+
+
+def recommended_sampling(path):
+    """Temperature, top_k and top_p from generation_config.json, if it says `do_sample`."""
+    recommended = read_json(path / "generation_config.json") if path.is_dir() else {}
+    if not recommended.get("do_sample"):
+        return {}
+    names = ("temperature", "top_k", "top_p")
+    given = {name: recommended[name] for name in names if recommended.get(name)}
+    if not all(is_number(value) for value in given.values()):
+        raise ValueError(
+            f"{path / 'generation_config.json'} recommends {given}, and not all of these are "
+            "numbers; mend or delete the file."
+        )
+    return {"temperature": 1.0, **given}
