@@ -1,6 +1,7 @@
 """PyTorch .bin files written by hand, opcode by opcode, so that no test needs torch."""
 
 import mmap
+import os
 import struct
 import zipfile
 
@@ -103,7 +104,7 @@ def write_bin(path, arrays):
 
 
 def write_sparse_bin(path, numels):
-    """A .bin of float16 vectors of these sizes, with holes in place of data."""
+    """A .bin of float16 vectors of these sizes, holes but for a 1.0 at either end."""
     pairs = [
         (label, tensor(storage("HalfStorage", label, numel), [numel], [1]))
         for label, numel in numels.items()
@@ -116,7 +117,10 @@ def write_sparse_bin(path, numels):
             member.CRC = 0
             member.header_offset = file.tell()
             file.write(member.FileHeader(zip64=True))
-            file.seek(2 * numel, 1)
+            one = np.float16(1).tobytes()
+            file.write(one)
+            file.seek(2 * numel - 4, 1)
+            file.write(one)
             # what ZipFile does itself when it has written a member's bytes
             archive.filelist.append(member)
             archive.NameToInfo[member.filename] = member
@@ -137,3 +141,22 @@ def is_mapped(array):
     while getattr(owner, "base", None) is not None:
         owner = owner.base
     return isinstance(owner, mmap.mmap)
+
+
+def shortened(path):
+    """Cut bytes off the end of a file, one after the other, and yield its size each time."""
+    for size in range(path.stat().st_size - 1, -1, -1):
+        os.truncate(path, size)
+        yield size
+
+
+def with_one_byte_changed(path, values, end):
+    """Yield once for each of the first `end` bytes of a file and each value put in its place."""
+    # in place, because ext4 writes a file to the disk at once when all of it is replaced
+    with open(path, "r+b", buffering=0) as file:
+        for position, original in enumerate(path.read_bytes()[:end]):
+            for value in [*values, original]:
+                file.seek(position)
+                file.write(bytes([value]))
+                if value != original:
+                    yield

@@ -8,7 +8,13 @@ import types
 
 import numpy as np
 import pytest
-from helpers_pytorch_bin import is_mapped, resident_bytes, write_bin
+from helpers_pytorch_bin import (
+    is_mapped,
+    resident_bytes,
+    shortened,
+    with_one_byte_changed,
+    write_bin,
+)
 from safetensors.numpy import save_file
 
 from tinyflash.checkpoint import Checkpoint, Entry, digest, open_checkpoint
@@ -317,8 +323,7 @@ def test_every_truncation_and_any_appendix_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": np.ones(3, dtype=np.float32), "v": np.ones(1, dtype=np.float16)}, path)
     whole = path.read_bytes()
-    for size in range(len(whole)):
-        path.write_bytes(whole[:size])
+    for _ in shortened(path):
         with pytest.raises(ValueError) as raised:
             safetensors_entries(path)
         assert str(path) in sentence(raised)
@@ -376,9 +381,10 @@ def test_a_damaged_header(tmp_path, header, complaint):
 
 def test_a_header_longer_than_the_file_or_than_anybody_needs(tmp_path):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    with pytest.raises(ValueError, match="not a safetensors file, or truncated"):
-        safetensors_entries(path)
+    for length in (3, 2**63):
+        path.write_bytes(struct.pack("<Q", length) + b"{}")
+        with pytest.raises(ValueError, match=f"truncated: its header would take {length} bytes"):
+            safetensors_entries(path)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 200_000_000))
         file.truncate(300_000_000)
@@ -403,19 +409,17 @@ def test_a_git_lfs_pointer_is_recognized(directory, name):
 def test_flipped_bytes_never_give_anything_but_a_value_error(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": np.ones((3, 2), dtype=np.float32), "v": np.ones(1, dtype=np.float16)}, path)
-    whole, accepted = path.read_bytes(), 0
-    for position in range(len(whole) - 26):
-        for value in b'\x00\xff"09-}':
-            path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
-            try:
-                entries = safetensors_entries(path)
-            except ValueError:
-                continue
-            accepted += 1
-            for name in entries:
-                Checkpoint(path, {}, entries).shape(name)
-                if entries[name].dtype in ("float32", "float16"):
-                    assert entries[name].load().shape == entries[name].shape
+    accepted = 0
+    for _ in with_one_byte_changed(path, b'\x00\xff"09-}', path.stat().st_size - 26):
+        try:
+            entries = safetensors_entries(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        accepted += 1
+        for entry in entries.values():
+            if entry.dtype in ("float32", "float16"):
+                assert entry.load().shape == entry.shape
     assert accepted > 0  # a name may change, and a file with other names is a good file
 
 

@@ -85,20 +85,16 @@ def _mapped_records(path: Path) -> dict[str, np.ndarray]:
             places[member.filename] = (_data_offset(path, file, member), member.file_size)
 
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
-    for name, (offset, size) in places.items():
-        if offset + size > mapped.size:
-            raise ValueError(
-                f"{path}: truncated or damaged: {printable(name)} would end at byte "
-                f"{offset + size} and the file has {mapped.size}; download it again"
-            )
     return {name: mapped[offset : offset + size] for name, (offset, size) in places.items()}
 
 
 def _data_offset(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: behind its own header, whose length only that header says."""
-    file.seek(max(member.header_offset, 0))  # zipfile computes a negative one for some damage
-    header = file.read(30)
-    if member.header_offset < 0 or len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+    header = b""
+    if 0 <= member.header_offset < path.stat().st_size:  # negative or 2**63 in a damaged list
+        file.seek(member.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
         raise ValueError(
             f"{path}: truncated or damaged: {printable(member.filename)} is not at byte "
             f"{member.header_offset} where the list of contents has it; download it again"
