@@ -61,13 +61,13 @@ def find_model(source, progress=None):
               ValueError if what was fetched is not what it should be
     """
     source = str(source)
-    path = Path(source).expanduser()
-    if source and path.exists():
-        return path
-    if source == "default":
+    if source == "default":  # a directory of this name is ./default
         return embedded("tiny-opt")
     if source == "smollm2":
         return find_smollm2(Console(stderr=True).is_terminal if progress is None else progress)
+    path = Path(source).expanduser()
+    if source and path.exists():
+        return path
     if HUB_ID.fullmatch(source):
         return find_on_hub(source, progress)
     raise FileNotFoundError(f"There is no {source!r} here; {MODEL_IS}.")

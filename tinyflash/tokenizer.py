@@ -45,8 +45,13 @@ class Tokenizer:
         add_special_tokens: put before it what the model expects there (False for a rendered chat,
                             whose template has written it); special tokens spelled out in the text
                             become themselves either way
+        raises: ValueError for a str with lone surrogates, which is how Python holds bytes of a
+                command line that are not UTF-8
         """
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            raise ValueError("The text is not in UTF-8; convert it and try again.") from None
 
     def decode(self, ids):
         """The text of token ids, special tokens left out; bytes that are no UTF-8 become U+FFFD."""

@@ -38,6 +38,12 @@ def train_lm(options, report):
         tokenizer = train_tokenizer(text, config.vocab_size)
     ids = encode_documents(tokenizer, text)
     check_lengths(config, ids, recipe)
+    heldout_ids = None if heldout is None else encode_documents(tokenizer, heldout)
+    if heldout is not None and len(heldout_ids) <= recipe.length:
+        raise ValueError(
+            f"{options.heldout} has {len(heldout_ids)} tokens, fewer than one sequence of "
+            f"{recipe.length + 1}; give more held-out text or train on shorter sequences."
+        )
     write_tokenizer(tokenizer, config.context, state)
 
     def show(row):
@@ -48,7 +54,7 @@ def train_lm(options, report):
         ids,
         recipe,
         state,
-        heldout=None if heldout is None else encode_documents(tokenizer, heldout),
+        heldout=heldout_ids,
         workers=options.workers,
         report=show,
     )

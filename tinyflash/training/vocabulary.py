@@ -84,4 +84,6 @@ def encode_documents(tokenizer, text):
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     documents = [part for part in text.split(DOCUMENT_BREAK) if part.strip()]
     encoded = tokenizer.encode_batch_fast(documents)
+    if not encoded:
+        return np.empty(0, dtype=dtype)
     return np.concatenate([np.array(document.ids, dtype=dtype) for document in encoded])
