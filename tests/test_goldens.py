@@ -12,6 +12,7 @@ from helpers_goldens import (
     recorded,
 )
 
+from tinyflash.config import Rope
 from tinyflash.generate import greedy
 from tinyflash.ops import rotary_frequencies
 from tinyflash.oracle.diff import compare, hint
@@ -134,11 +135,25 @@ def test_float64_is_where_float32_was_heading(name):
 def test_llama3_scaling_keeps_blends_and_divides():
     rope = model_of("llama3").config.rope
     K = model_of("llama3").config.head_width
-    plain = rotary_frequencies(type(rope)(theta=rope.theta), K)
+    plain = rotary_frequencies(Rope(theta=rope.theta), K)
     shares = rotary_frequencies(rope, K) / plain
     assert shares[0] == 1
     assert np.all((shares[1:3] < 1) & (shares[1:3] > 1 / rope.factor))
     assert np.all(shares[3:] == 1 / rope.factor)
+
+
+@pytest.mark.parametrize(
+    ("theta", "K", "expected"),
+    [  # of transformers 5.23.0; rounded once, in the end, each would end in another digit
+        (100000.0, 64, {4: 0.23713736236095428, 7: 0.08058421313762665}),  # SmolLM2
+        (10000.0, 128, {7: 0.36517414450645447, 18: 0.07498941570520401}),  # Llama 2
+        (500000.0, 128, {2: 0.663601279258728, 10: 0.12868738174438477}),  # Llama 3
+    ],
+)
+def test_rotary_frequencies_are_rounded_as_in_transformers(theta, K, expected):
+    frequencies = rotary_frequencies(Rope(theta=theta), K)
+    for i, frequency in expected.items():
+        assert frequencies[i] == np.float32(frequency)
 
 
 def test_the_window_is_shorter_than_nine_tokens():

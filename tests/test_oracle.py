@@ -337,7 +337,7 @@ def test_constant_tensors_are_compared_by_their_size():
 
     reference = golden("opt", "one")  # a pattern of ones
     row = first_difference(reference, changed(reference, ones_too_large))
-    assert row.name == "layers.0.attn.pattern" and row.relative == pytest.approx(0.01, rel=1e-3)
+    assert row.name == "layers.0.attn.pattern" and row.relative == pytest.approx(0.02, rel=1e-3)
 
     zeros = changed(reference, lambda taps: taps["layers.0.ffn.act"].fill(0))
     assert compare(zeros, zeros).equal

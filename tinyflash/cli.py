@@ -45,14 +45,14 @@ def parser():
     top = argparse.ArgumentParser(
         prog="tinyflash",
         description="Run, measure and take apart language models, larger than memory or not.",
-        epilog="MODEL is a directory, a GGUF file, a hub id, or the word smollm2.",
+        epilog="MODEL is a directory, a GGUF file, a hub id, or the words default and smollm2.",
     )
     top.add_argument("--version", action="version", version=f"tinyflash {tinyflash.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
     add = verb(verbs, "generate", generate, "continue a text, or converse")
     add("prompt", nargs="?", help="the text; - reads it from standard input")
-    add("--model", default="smollm2", metavar="MODEL")
+    add("--model", default="default", metavar="MODEL", help="default: the embedded model")
     add("--max-new-tokens", type=int, default=128, metavar="N")
     add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
     add("--top-k", type=int, metavar="K")
@@ -73,6 +73,7 @@ def parser():
     add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
     add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
     add("--out", required=True, metavar="DIR", help="the model; run again to resume")
+    add("--from", dest="start", metavar="DIR", help="begin with this model's weights and words")
     add("--heldout", metavar="FILE", help="text for validation")
     add("--steps", type=int, default=2000, metavar="N", help="optimizer steps in all")
     add("--batch", type=int, default=16, metavar="B", help="sequences a step")

@@ -65,7 +65,7 @@ class Row:
                 "shape", "missing" (in the other recording) or "extra" (only in the other)
     tolerance : of rms; that of relative is LARGEST times it
     max_abs   : largest |other - reference|; None where it cannot be said, as are the next three
-    spread    : standard deviation of the reference
+    spread    : standard deviation of the reference, see `spread`
     relative  : max_abs / spread
     rms       : root mean square of other - reference, / spread
     detail    : what the numbers cannot say, or ""
@@ -124,8 +124,8 @@ class Comparison:
 def compare(a, b, dtype=None):
     """Every tensor of two recordings, in the order of computation.
 
-    A tensor is equal if √mean((b - a)²) / std(a) ≤ t and max|b - a| / std(a) ≤ LARGEST · t, with
-    t = TOLERANCES[dtype]. What only one recording has, another shape, NaN and Inf are
+    A tensor is equal if √mean((b - a)²) ≤ t · spread(a) and max|b - a| ≤ LARGEST · t · spread(a),
+    with t = TOLERANCES[dtype]. What only one recording has, another shape, NaN and Inf are
     differences. Scores are compared where the mask lets tokens look: elsewhere they change
     nothing, and engines need not compute them.
 
@@ -186,14 +186,12 @@ def row(name, a, b, tolerance, window=None):
 
 
 def spread(tensor):
-    """Standard deviation; of a constant tensor its size, and 1 for nothing but zeros.
+    """Standard deviation, but at least half the root mean square; 1 for nothing but zeros.
 
-    (The pattern of a single token is all ones.)
+    (Few numbers may be alike by chance, and the pattern of a single token is all ones.)
     """
-    deviation, size = float(np.std(tensor)), float(np.max(np.abs(tensor)))
-    if deviation > 1e-6 * size:
-        return deviation
-    return size or 1.0
+    size = math.sqrt(np.mean(tensor**2))
+    return max(float(np.std(tensor)), size / 2) or 1.0
 
 
 def top_two_margins(logits):

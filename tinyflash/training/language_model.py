@@ -132,12 +132,24 @@ def sample_batch(ids, recipe, step):
     return np.stack([ids[start : start + recipe.length + 1] for start in starts]).astype(np.int64)
 
 
-def train(config, ids, recipe, directory, *, heldout=None, save_every=200, workers=2, report=None):
+def train(
+    config,
+    ids,
+    recipe,
+    directory,
+    *,
+    initial=None,
+    heldout=None,
+    save_every=200,
+    workers=2,
+    report=None,
+):
     """Train from scratch, or go on where an interrupted run in `directory` stopped.
 
     config   : ModelConfig
     ids      : int (N,), the text as one row of token ids
     directory: where the state of the run is kept; written whole or not at all
+    initial  : weights to begin with (they are written over), or None for random ones
     heldout  : int (M,), text for validation every `save_every` steps, or None
     workers  : threads, each with whole sequences; their number does not change the result
     report   : function (dict) called after each step, for progress
@@ -146,7 +158,7 @@ def train(config, ids, recipe, directory, *, heldout=None, save_every=200, worke
                is of another model or recipe
     """
     check_lengths(config, ids, recipe)
-    weights, optimizer, run = begin_or_resume(config, recipe, Path(directory))
+    weights, optimizer, run = begin_or_resume(config, recipe, Path(directory), initial)
     began = time.perf_counter() - run["seconds"]
     with ThreadPoolExecutor(workers) as executor, blas().limit(limits=1):
         while run["step"] < recipe.steps:
@@ -249,15 +261,15 @@ def heldout_loss(weights, config, ids, length):
     return sum(losses) / len(losses), np.mean(shares, axis=0).tolist()
 
 
-def begin_or_resume(config, recipe, directory):
-    """Fresh weights and optimizer, or those of the interrupted run in `directory`.
+def begin_or_resume(config, recipe, directory, initial=None):
+    """The initial (or random) weights and a new optimizer, or those of an interrupted run.
 
     raises: ValueError if that run had another config or recipe
     """
     description = {"config": json.loads(json.dumps(asdict(config))), "recipe": asdict(recipe)}
     saved = load_state(directory)
     if saved is None:
-        weights = random_weights(config, recipe.seed)
+        weights = random_weights(config, recipe.seed) if initial is None else initial
         penalty = 0.0 if recipe.active_share is None else 0.2
         run = {"step": 0, "seconds": 0.0, "penalty": penalty, "curve": [], **description}
         return weights, adamw_init(weights), run

@@ -5,12 +5,14 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from tinyflash.checkpoint import open_checkpoint
 from tinyflash.families import read_config
 from tinyflash.training.language_model import Recipe, check_lengths, train
 from tinyflash.training.vocabulary import encode_documents, train_tokenizer, write_tokenizer
-from tinyflash.weights import save_checkpoint
+from tinyflash.weights import load_weights, save_checkpoint
 
 
 def train_lm(options, report):
@@ -26,13 +28,15 @@ def train_lm(options, report):
     """
     hf_config = read_json(options.config)
     config = read_config(hf_config)
+    start = Path(options.start) if options.start else None
+    initial = None if start is None else plain_weights(start, config)
     text = "\n\n</s>\n\n".join(Path(path).read_text(encoding="utf-8") for path in options.text)
     heldout = Path(options.heldout).read_text(encoding="utf-8") if options.heldout else None
     recipe = recipe_of(options, config)
     out, state = Path(options.out), Path(f"{options.out}.training")
 
-    tokenizer_file = state / "tokenizer.json"
-    if tokenizer_file.exists():
+    tokenizer_file = (start or state) / "tokenizer.json"
+    if start or tokenizer_file.exists():
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     else:
         tokenizer = train_tokenizer(text, config.vocab_size)
@@ -54,6 +58,7 @@ def train_lm(options, report):
         ids,
         recipe,
         state,
+        initial=initial,
         heldout=heldout_ids,
         workers=options.workers,
         report=show,
@@ -103,6 +108,20 @@ def recipe_of(options, config):
     )
 
 
+def plain_weights(directory, config):
+    """The weights of a model directory as float32 arrays that may be written over.
+
+    raises: ValueError if they are not of this config, or there is no tokenizer.json with them
+    """
+    if not (directory / "tokenizer.json").is_file():
+        raise ValueError(f"{directory} has no tokenizer.json, so its training cannot go on.")
+    weights = load_weights(open_checkpoint(directory), config)
+    return {
+        name: weight.dense() if hasattr(weight, "dense") else np.array(weight, dtype=np.float32)
+        for name, weight in weights.items()
+    }
+
+
 def read_json(path):
     """A JSON object from a file; ValueError if it is not one."""
     try:
@@ -115,7 +134,17 @@ def read_json(path):
 
 
 def write_curve(path, curve):
-    """The loss curve as data: a list of steps, replaced whole."""
+    """The loss curve as data: a list of steps, six digits a number, replaced whole."""
+    text = json.dumps([rounded(row) for row in curve]).replace("}, {", "},\n{")
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(curve) + "\n", encoding="utf-8")
+    unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def rounded(value):
+    """A JSON value with its floats cut to six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
