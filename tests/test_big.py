@@ -15,6 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
+from tinyflash.config import weight_shapes
+from tinyflash.families import read_config, tensor_names
 
 pytestmark = pytest.mark.big
 
@@ -83,45 +87,36 @@ print(json.dumps({"open": opened, "seconds": seconds, "peak": peak_dram()}))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The random checkpoint, in 2 GB shards; made once, and kept if $TINYFLASH_BIG is set."""
-    from safetensors.numpy import save_file
-
-    from tinyflash.config import weight_shapes
-    from tinyflash.families import read_config, tensor_names
-
+    """The random checkpoint; made once, and kept if $TINYFLASH_BIG is set."""
     kept = os.environ.get("TINYFLASH_BIG")
     folder = Path(kept) if kept else tmp_path_factory.mktemp("big")
     folder /= "random-opt-6.7b"
-    if (folder / "config.json").exists():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").exists():
+        write_random_checkpoint(folder)
+    return folder
+
+
+def write_random_checkpoint(folder):
+    """OPT-6.7B's shape in float16 shards of about 2 GB, streamed; config.json comes last."""
     config = read_config(HF_CONFIG)
     places = tensor_names(config)
     rng = np.random.default_rng(0)
-    shard, shard_bytes, index, number = {}, 0, {}, 0
-
-    def flush():
-        nonlocal shard, shard_bytes, number
-        number += 1
-        name = f"model-{number:05}.safetensors"
-        save_file(shard, folder / name, {"format": "pt"})
-        index.update({tensor: name for tensor in shard})
-        shard, shard_bytes = {}, 0
-
-    for ours, shape in weight_shapes(config).items():
-        spread, mean = (0.02, 0.0) if len(shape) == 2 else (0.05, float("norm.weight" in ours))
-        array = rng.standard_normal(shape, dtype=np.float32)
-        shard[places[ours].name] = (array * np.float32(spread) + np.float32(mean)).astype(
-            np.float16
-        )
-        shard_bytes += 2 * array.size
-        if shard_bytes > 2e9:
-            flush()
-    flush()
+    folder.mkdir(parents=True, exist_ok=True)
+    shard, index, number = {}, {}, 0
+    shapes = weight_shapes(config)
+    for ours, shape in shapes.items():
+        scale, mean = (0.02, 0.0) if len(shape) == 2 else (0.05, float("norm.weight" in ours))
+        array = rng.standard_normal(shape, dtype=np.float32) * np.float32(scale) + np.float32(mean)
+        shard[places[ours].name] = array.astype(np.float16)
+        if sum(tensor.nbytes for tensor in shard.values()) > 2e9 or ours == list(shapes)[-1]:
+            number += 1
+            name = f"model-{number:05}.safetensors"
+            save_file(shard, folder / name, {"format": "pt"})
+            index |= {tensor: name for tensor in shard}
+            shard = {}
     weight_map = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(weight_map)
     (folder / "config.json").write_text(json.dumps(HF_CONFIG))
-    return folder
 
 
 def run(program, folder, out, *more):
