@@ -1,0 +1,151 @@
+"""A directory that is either whole or not there, whatever happens while it is being written.
+
+Its files are digested on the way out and on the disk before the directory gets its name.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from contextlib import contextmanager
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def whole_or_nothing(out, names, nbytes):
+    """Give a directory to write into; when all is written it takes the name `out`.
+
+    It is `out` with `.part` behind its name, and locked as long as its writer lives. After an
+    error or Ctrl-C nothing is left of it. After kill -9 or a power cut it is left, unlocked and
+    under that name; the next writer to the same `out` clears it away.
+
+    out    : Path that must not exist
+    names  : of all files that may be written, so that nobody else's are ever deleted
+    nbytes : how many they take, for the message
+    raises : ValueError if `out` exists or another process is writing to it; OSError if the disk is
+             full
+    """
+    if os.path.lexists(out):
+        raise ValueError(f"{out} exists already; choose another place, or delete it first.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
+    handle = locked(part, out)
+    try:
+        clear(part, names)
+        try:
+            yield part
+            flush(part)
+            take_name(part, out)
+            flush(out.parent)
+        except BaseException as error:
+            if part.is_dir():
+                clear(part, names)
+                part.rmdir()
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise OSError(
+                    f"The disk is full: {out} takes {nbytes:,} bytes, and "
+                    f"{shutil.disk_usage(out.parent).free:,} are free there now that nothing of it "
+                    "is left; make room, or choose another place."
+                ) from error
+            raise
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def locked(part, out):
+    """Make the directory `part` if it is not there, and lock it: an open file descriptor.
+
+    raises: ValueError if another process has it, or was faster
+    """
+    try:
+        part.mkdir()
+    except FileExistsError:
+        pass  # left by a writer that was killed, or another one is at work
+    handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between our mkdir and our lock the directory may have become somebody's `out`.
+        if not os.path.samestat(os.fstat(handle), os.stat(part)):
+            raise FileNotFoundError
+        if os.path.lexists(out):
+            part.rmdir()
+            raise FileExistsError
+    except (BlockingIOError, FileNotFoundError, FileExistsError):
+        os.close(handle)
+        raise ValueError(
+            f"Another process is writing {out}, or has just done so; wait for it, or choose "
+            "another place."
+        ) from None
+    return handle
+
+
+def clear(part, names):
+    """Delete the files that an unfinished directory holds.
+
+    raises: ValueError, and deletes nothing, if one is not of `names`
+    """
+    files = sorted(part.iterdir())
+    for file in files:
+        if file.name not in names:
+            raise ValueError(f"{file} is not of an unfinished conversion; move it away first.")
+    for file in files:
+        file.unlink()
+
+
+def take_name(part, out):
+    """Rename `part` to `out`. Raises ValueError if somebody has put something there meanwhile."""
+    try:
+        os.rename(part, out)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise ValueError(
+                f"{out} was not there before and is now, so nothing was written; choose another "
+                "place."
+            ) from None
+        raise
+
+
+def flush(directory):
+    """Have the names in a directory reach the disk."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def digested_file(path, nbytes, files, report=lambda nbytes: None):
+    """Give a function that writes bytes or arrays to a new file, which ends up on the disk.
+
+    nbytes: how many there will be; the room is taken at once, so that a full disk shows early
+    files : dict that gets the file's entry for flash.json
+    report: told the bytes of each piece written
+    """
+    sha256 = hashlib.sha256()
+    with open(path, "wb") as file:
+        reserve(file.fileno(), nbytes)
+
+        def write(numbers):
+            piece = memoryview(numbers).cast("B")
+            file.write(piece)
+            sha256.update(piece)
+            report(len(piece))
+
+        yield write
+        file.flush()
+        os.fsync(file.fileno())
+        assert file.tell() == nbytes
+    files[path.name] = {"bytes": nbytes, "sha256": sha256.hexdigest()}
+
+
+def reserve(handle, nbytes):
+    """Take room on the disk, in one stretch where the file system can; OSError if it is full."""
+    if nbytes and hasattr(os, "posix_fallocate"):  # macOS has none
+        try:
+            os.posix_fallocate(handle, 0, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # this file system has none
+                raise
