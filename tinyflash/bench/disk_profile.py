@@ -1,0 +1,119 @@
+"""A device profile: what `tinyflash bench disk` measured, kept as JSON, shown and drawn."""
+
+import json
+import os
+from pathlib import Path
+
+from tinyflash import terminal
+
+KIB = 1024
+PHASES = ("cold", "sustained")
+
+
+def save_profile(profile, path):
+    """Write a device profile as JSON; the file appears whole or not at all."""
+    replace_file(path, lambda file: file.write((json.dumps(profile, indent=1) + "\n").encode()))
+
+
+def load_profile(path):
+    """Read a device profile; ValueError, one sentence, if the file holds something else."""
+    try:
+        profile = json.loads(Path(path).read_bytes())
+        if not all(isinstance(profile[key], str) for key in ("name", "date")):
+            raise ValueError("its name or date is no text")
+        for phase in PHASES:
+            if not profile[phase]:
+                raise ValueError(f"nothing was measured {phase}")
+            for cell in profile[phase]:
+                if min(cell["chunk"], cell["threads"], cell["bytes_per_second"]) <= 0:
+                    raise ValueError("a number is not positive")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a device profile ({type(error).__name__}: {error}); "
+            "measure one with: tinyflash bench disk --out PROFILE.json"
+        ) from error
+    return profile
+
+
+def speeds_of(profile, phase):
+    """GB/s of a phase: dict (chunk, threads) -> number."""
+    return {(c["chunk"], c["threads"]): c["bytes_per_second"] / 1e9 for c in profile[phase]}
+
+
+def axes_of(profile):
+    """The chunks and the thread counts of a profile, each ascending."""
+    return [sorted(set(values)) for values in zip(*speeds_of(profile, "sustained"), strict=True)]
+
+
+def threads_word(count):
+    """1 thread, 2 threads."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def show_profile(profile):
+    """The table: GB/s after the load, and in brackets before it."""
+    cold, sustained = (speeds_of(profile, phase) for phase in PHASES)
+    chunks, counts = axes_of(profile)
+    rows = [
+        [f"{chunk // KIB} KiB"]
+        + [f"{sustained[chunk, n]:.2f} ({cold[chunk, n]:.2f})" for n in counts]
+        for chunk in chunks
+    ]
+    title = f"{profile['name']}: random reads, GB/s, sustained (and cold)"
+    terminal.table(title, ["one read", *map(threads_word, counts)], rows)
+
+
+def draw_profile(profile):
+    """The curves of a profile: a matplotlib Figure.
+
+    raises: ValueError if matplotlib is missing
+    """
+    figure = figure_class()(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    colors = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+    cold, sustained = (speeds_of(profile, phase) for phase in PHASES)
+    chunks, counts = axes_of(profile)
+    sizes = [chunk / KIB for chunk in chunks]
+    for i, count in enumerate(counts):
+        look = {"color": colors[i % len(colors)], "marker": "osD^v*"[i % 6]}
+        line = [sustained[chunk, count] for chunk in chunks]
+        axis.plot(sizes, line, label=threads_word(count), **look)
+        axis.plot(sizes, [cold[chunk, count] for chunk in chunks], ":", markersize=3, **look)
+    axis.set(xscale="log", xlabel="size of one read, KiB", ylabel="random reads, GB/s")
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axis.minorticks_off()
+    axis.set_ylim(0, None)
+    axis.grid(alpha=0.4)
+    axis.set_title("sustained (dotted: cold)", fontsize=10)
+    axis.legend()
+    return figure
+
+
+def figure_class():
+    """Matplotlib's Figure; ValueError, one sentence, where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "Drawing needs matplotlib; install it with: pip install 'tinyflash[notebooks]'"
+        ) from error
+    return Figure
+
+
+def refuse_missing_directory(path):
+    """Say so early, in one sentence, if a file cannot be written where it should be."""
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"There is no directory {Path(path).parent} to write into.")
+
+
+def replace_file(path, write):
+    """Write a file under a temporary name beside it, then give it its own."""
+    refuse_missing_directory(path)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""Reads that go past the page cache: aligned memory, opening, and reading until it is all there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import mmap
+import os
+import sys
+from contextlib import suppress
+from functools import cache
+
+import numpy as np
+
+BLOCK = 4096  # bytes: offsets, lengths and addresses of direct reads are multiples of this
+HUGE_PAGE = 2 << 20  # bytes, on most machines
+TRIES = 20  # reads in a row that bring nothing new, before we give up
+
+
+def aligned_empty(shape, dtype):
+    """An array of zeros that begins on a page: a direct read may go straight into it.
+
+    The memory is mapped, and costs DRAM only where something is written to it. Linux is asked
+    for huge pages: the disk then gets one address for a whole read, not one for each 4 KiB of it
+    (64 KiB reads were 1.7 times as fast on a virtual disk).
+    """
+    dtype = np.dtype(dtype)
+    count = math.prod(shape)
+    if count == 0:
+        return np.empty(shape, dtype=dtype)
+    nbytes = count * dtype.itemsize
+    if nbytes >= HUGE_PAGE:  # a mapping of whole huge pages also begins on one
+        nbytes += -nbytes % HUGE_PAGE
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=dtype, count=count).reshape(shape)
+
+
+def open_direct(path):
+    """Open a file for reading past the page cache, where that can be had.
+
+    Linux: O_DIRECT. macOS: F_NOCACHE. Elsewhere, and on file systems that refuse (tmpfs), it is
+    opened plainly, and standard error says so, once for each directory.
+
+    returns: the file descriptor
+    raises : FileNotFoundError or another OSError if the file cannot be opened
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a directory, and a file is read here.")
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+    if hasattr(os, "O_DIRECT"):
+        descriptor = _open_if_direct(path, flags | os.O_DIRECT)
+        if descriptor is not None:
+            return descriptor
+    descriptor = os.open(path, flags)
+    if hasattr(fcntl, "F_NOCACHE"):
+        fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
+    else:
+        _say_once(os.path.dirname(os.path.realpath(path)))
+    return descriptor
+
+
+def _open_if_direct(path, flags):
+    """A descriptor, or None where direct reads are refused: at opening, or only at reading."""
+    descriptor = None
+    try:
+        descriptor = os.open(path, flags)
+        os.preadv(descriptor, [aligned_empty((BLOCK,), np.uint8)], 0)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+    return descriptor
+
+
+@cache
+def _say_once(directory):
+    print(
+        f"{directory} refuses direct reads: the page cache will serve some of them, so what is "
+        "measured here is not the speed of flash",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def read_fully(descriptor, buffers, offset, needed):
+    """Fill buffers, one after the other, from one place of a file; go on after short reads.
+
+    buffers: list of uint8 arrays, each of a multiple of BLOCK bytes
+    offset : where to read, a multiple of BLOCK
+    needed : bytes that must arrive; the rest may lie behind the end of the file
+    returns: list of the bytes that each read brought: one number, unless reads were short
+    raises : OSError if reading fails, or if the file ends too early
+    """
+    sizes = [os.preadv(descriptor, buffers, offset)]
+    done, tries = sizes[0], 0
+    while done < needed:
+        if os.fstat(descriptor).st_size < offset + needed:
+            raise OSError(f"it ends before byte {offset + needed}, where it did not before")
+        whole = done - done % BLOCK  # a direct read can only go on from a whole block
+        sizes.append(os.preadv(descriptor, _behind(buffers, whole), offset + whole))
+        tries = tries + 1 if whole + sizes[-1] <= done else 0
+        if tries == TRIES:
+            raise OSError(f"{TRIES} reads at byte {offset + whole} brought nothing")
+        done = whole + sizes[-1]
+    return sizes
+
+
+def _behind(buffers, nbytes):
+    """What is left of the buffers behind their first `nbytes` bytes."""
+    left = []
+    for buffer in buffers:
+        if nbytes < len(buffer):
+            left.append(buffer[nbytes:])
+        nbytes = max(0, nbytes - len(buffer))
+    return left
