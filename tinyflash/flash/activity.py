@@ -1,0 +1,138 @@
+"""Exact sources of a layer's active neurons: those whose activation is not zero.
+
+For ReLU they are the neurons whose pre-activation (gated: whose gate) is above zero, a few
+percent of all. To know them exactly one must compute that projection, whole; a trained predictor
+(LLM in a flash, §3.1) knows them nearly, and for a hundredth of the work.
+
+A source has `find(x, spent)`, which returns
+
+    active : bool (T, F), True where token t uses neuron j
+    known  : dict part -> (T, F), the pre-activations that it computed on the way, bias included
+
+and `knows`, the parts in `known`: their rows need not be fetched any more.
+"""
+
+import numpy as np
+
+from tinyflash.flash.neuron_rows import NeuronRows, ranges
+from tinyflash.matrices import HalfMatrix
+from tinyflash.ops import ACTIVATIONS, linear
+
+ZERO_ON_AN_INTERVAL = ("relu",)  # the other activations are zero at single points, if anywhere
+SCANNED_BYTES = 4 << 20  # of a projection at a time
+
+
+def exact_note(config):
+    """What "active" comes to with this activation, one sentence; empty where neurons rest."""
+    if config.activation in ZERO_ON_AN_INTERVAL:
+        return ""
+    return (
+        f"{config.activation} is zero almost nowhere, so all {config.ffn_width} neurons of a layer "
+        "count as active, and sparsity saves nothing without a threshold."
+    )
+
+
+def exact_activity(store, layer, reader, biases, most_rows, where):
+    """The exact source for a layer.
+
+    biases    : dict "up" and "gate" -> (F,), where they have one
+    most_rows : rows that a buffer for reading may have
+    where     : "resident" or "read"
+    raises    : ValueError for another word
+    """
+    if where not in ("resident", "read"):
+        raise ValueError(f'Exact activity is "resident" or "read", not {where!r}.')
+    if exact_note(store.config):
+        return EveryNeuron(store.config.ffn_width)
+    part = "gate" if store.config.gated else "up"
+    rows = NeuronRows(store, layer, reader, (part,))
+    if where == "resident":
+        return ResidentProjection(rows, biases.get(part), store.config.activation)
+    return ReadProjection(rows, biases.get(part), store.config.activation, most_rows)
+
+
+class EveryNeuron:
+    """The source for activations that are zero nowhere: all neurons, always."""
+
+    knows = ()
+    nbytes = 0
+
+    def __init__(self, F):
+        """All of F neurons."""
+        self.F = F
+
+    def find(self, x, spent):
+        """True everywhere, and nothing known. x: (T, D)."""
+        return np.ones((len(x), self.F), dtype=bool), {}
+
+
+class Projection:
+    """The up projection (gated: the gate), all of which must be computed to know who is active."""
+
+    def __init__(self, rows, bias, activation):
+        """A projection that is on flash.
+
+        rows : NeuronRows of one part, "up" or "gate"
+        bias : (F,) or None;  activation : a key of ops.ACTIVATIONS
+        """
+        self.knows = rows.parts
+        self.rows = rows
+        self.bias = bias
+        self.activate = ACTIVATIONS[activation]
+
+    @property
+    def nbytes(self):
+        """Bytes of weights that it keeps in DRAM."""
+        return self.kept.nbytes
+
+    def decide(self, pre):
+        """(active, known) from pre-activations that lack their bias. pre: (T, F)."""
+        pre = pre if self.bias is None else pre + self.bias
+        return self.activate(pre) != 0, {self.knows[0]: pre}
+
+
+class ResidentProjection(Projection):
+    """Keeps the projection in DRAM: F·D numbers, and nothing is read."""
+
+    def __init__(self, rows, bias, activation):
+        """Read the projection once; see Projection."""
+        super().__init__(rows, bias, activation)
+        self.kept = rows.empty(rows.F)
+        rows.read_range(0, rows.F, self.kept)
+        self.matrix = multipliable(self.kept, rows.name)
+
+    def find(self, x, spent):
+        """Which neurons are active, and the pre-activations that tell. x: (T, D)."""
+        with spent.timing("compute_ms"):
+            return self.decide(linear(x, self.matrix))
+
+
+class ReadProjection(Projection):
+    """Reads the projection whole for every call, through a small buffer.
+
+    In a plain store the projection is one block. In a row-column store it lies in pieces between
+    the other parts, where reading it takes nearly as long as reading everything.
+    """
+
+    def __init__(self, rows, bias, activation, most_rows):
+        """Allocate a buffer of at most `most_rows` rows; see Projection."""
+        super().__init__(rows, bias, activation)
+        height = max(1, SCANNED_BYTES // rows.row_bytes)
+        self.kept = rows.empty(min(most_rows, height, rows.F))
+
+    def find(self, x, spent):
+        """Which neurons are active, and the pre-activations that tell. x: (T, D)."""
+        pre = np.empty((len(x), self.rows.F), dtype=x.dtype)
+        for first, last in ranges(0, self.rows.F, len(self.kept)):
+            tile = self.kept[: last - first]
+            with spent.timing("io_ms"):
+                self.rows.read_range(first, last, tile)
+            with spent.timing("compute_ms"):
+                pre[:, first:last] = linear(x, multipliable(tile, self.rows.name))
+        with spent.timing("compute_ms"):
+            return self.decide(pre)
+
+
+def multipliable(rows, name):
+    """Undecoded rows as something that `ops.linear` can multiply by."""
+    return rows if rows.dtype == np.float32 else HalfMatrix(rows, name)

@@ -1,0 +1,56 @@
+"""What a token cost: bytes and reads, where the milliseconds went, and how many neurons moved.
+
+latency = flash I/O + memory management + compute              (LLM in a flash, §3)
+"""
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+
+@dataclass
+class TokenCounters:
+    """Costs of the feed-forwards since the counters were last taken; two of them can be added.
+
+    calls       : feed-forwards computed: L for one token
+    bytes_wanted: bytes of weights that were asked for
+    bytes_read  : bytes that the file system was asked for, with what aligned reading adds
+    reads       : requests that the file system saw
+    chunk_sizes : how many of them had which size, in bytes
+    io_ms       : waiting for flash
+    memory_ms   : memory management: window, swap-delete, append, parts put side by side
+    compute_ms  : finding the active neurons, decoding, multiplying
+    wanted      : neurons that the tokens used (their union, layer by layer)
+    loaded      : neurons read from flash
+    evicted     : neurons that gave their rows away
+    slices      : passes through the rows; as many as calls where everything fitted at once
+    """
+
+    calls: int = 0
+    bytes_wanted: int = 0
+    bytes_read: int = 0
+    reads: int = 0
+    chunk_sizes: Counter = field(default_factory=Counter)
+    io_ms: float = 0.0
+    memory_ms: float = 0.0
+    compute_ms: float = 0.0
+    wanted: int = 0
+    loaded: int = 0
+    evicted: int = 0
+    slices: int = 0
+
+    def __add__(self, other):
+        """Costs of both: the layers of one token, say, or the tokens of a text."""
+        names = [field.name for field in fields(self)]
+        return TokenCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @contextmanager
+    def timing(self, what):
+        """Add the milliseconds of a `with` block to "io_ms", "memory_ms" or "compute_ms"."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = 1000 * (time.perf_counter() - began)
+            setattr(self, what, getattr(self, what) + elapsed)

@@ -1,0 +1,251 @@
+"""A feed-forward whose weights stay on flash: find -> window -> read -> cache -> compute.
+
+Three ways of doing with fewer rows of DRAM than there are neurons, all exact:
+
+    naive   every neuron is read for every call
+    hybrid  some neurons stay in DRAM for good, the others are read for every call
+    window  only active neurons are read, and those of the last k tokens are still there
+
+No neuron is ever left out. When the rows do not hold what the last k tokens used, the window
+shrinks; when they do not hold what one call uses, it is computed in slices.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from tinyflash.flash.activity import exact_activity, exact_note
+from tinyflash.flash.counters import TokenCounters
+from tinyflash.flash.neuron_cache import NeuronCache
+from tinyflash.flash.neuron_rows import NeuronRows, ranges
+from tinyflash.flash.neuron_sum import sum_of_neurons
+from tinyflash.flash.window import Window
+from tinyflash.transformer import no_tap
+
+MODES = ("naive", "hybrid", "window")
+SMALL_SLICE = 64  # rows
+SLICE_BYTES = 8 << 20  # read at a time where all neurons are: keeps many reads in flight
+
+
+class FlashFeedForward:
+    """The feed-forward of one layer: call it with (T, D), get (T, D).
+
+    fetched    : NeuronRows; `fetched.parts` says what a row holds, `fetched.row_bytes` its size
+    exact_note : why every neuron counts as active, one sentence; empty where some rest
+    counters   : TokenCounters since `take_counters`
+    tap        : function (name, tensor), may be replaced; it is shown, under `layers.{i}.`,
+                 ffn.predicted  bool (T, F), the neurons that each token uses
+                 ffn.loaded     int (n,), the neurons read, in order
+                 ffn.evicted    int (m,), the neurons that gave their rows away, in order
+                 ffn.reads      int (c, 2), sizes of reads in bytes, and how many had each
+                 ffn.out        (T, D)
+    """
+
+    def __init__(
+        self,
+        store,
+        layer,
+        reader,
+        up_bias=None,
+        gate_bias=None,
+        down_bias=None,
+        *,
+        rows,
+        k=5,
+        mode="hybrid",
+        activity="resident",
+        tap=no_tap,
+    ):
+        """Allocate the rows, and read what stays in DRAM for good.
+
+        store, reader : a flash directory, and a FlashReader of its ffn_path
+        up_bias, gate_bias : (F,) or None;  down_bias : (D,) or None
+        rows     : most rows that DRAM may hold, at least 1, resident ones and slices together
+        k        : mode window: its length in tokens
+        mode     : "naive", "hybrid" or "window"
+        activity : mode window: who says which neurons are active. "resident": the projection that
+                   tells stays in DRAM, beside the rows; "read": it is read whole for each call;
+                   or another source, see activity.py. What the source knows is left out of the rows
+        raises   : ValueError for less than one row, or an unknown mode; OSError from reading
+        """
+        if mode not in MODES:
+            raise ValueError(f"A flash feed-forward is {', '.join(MODES)}, not {mode!r}.")
+        if rows < 1:
+            raise ValueError(
+                f"No neuron of layer {layer} fits its share of memory; allow each layer at least "
+                f"{store.row_bytes:,} bytes."
+            )
+        self.config = store.config
+        self.layer = layer
+        self.reader = reader
+        self.biases = {"up": up_bias, "gate": gate_bias}
+        self.biases = {part: bias for part, bias in self.biases.items() if bias is not None}
+        self.down_bias = down_bias
+        self.mode = mode
+        self.tap = tap
+        self.exact_note = exact_note(store.config)
+        self.counters = TokenCounters()
+        if mode == "window":
+            self._allocate_window(store, rows, k, activity)
+        else:
+            self._allocate_slice(store, rows)
+
+    def _allocate_slice(self, store, rows):
+        """Naive: one slice that the neurons pass through. Hybrid: the rest of the rows resides."""
+        F = self.config.ffn_width
+        self.fetched = NeuronRows(store, self.layer, self.reader, store.parts)
+        slice_rows = max(1, SLICE_BYTES // self.fetched.row_bytes)
+        resident = 0
+        if self.mode == "naive":
+            slice_rows = min(slice_rows, rows, F)
+        elif rows >= F:
+            resident, slice_rows = F, 0
+        else:
+            # An eighth of the rows; where that is next to nothing, up to half, or reads get tiny.
+            slice_rows = min(slice_rows, max(1, rows // 8, min(rows // 2, SMALL_SLICE)))
+            resident = rows - slice_rows
+        self.resident = self.fetched.empty(resident)
+        self.slice = self.fetched.empty(slice_rows)
+        if resident:
+            self.fetched.read_range(0, resident, self.resident)
+
+    def _allocate_window(self, store, rows, k, activity):
+        """Window: the cache, and beside it what the source of activity keeps."""
+        F = self.config.ffn_width
+        if isinstance(activity, str):
+            activity = exact_activity(store, self.layer, self.reader, self.biases, rows, activity)
+        self.activity = activity
+        parts = [part for part in store.parts if part not in activity.knows]
+        self.fetched = NeuronRows(store, self.layer, self.reader, parts)
+        self.window = Window(F, k)
+        self.up_bias = self.biases.get("up", np.zeros(F, dtype=np.float32))
+        self.cache = NeuronCache(
+            min(rows, F), self.fetched.width, F, self.fetched.dtype, self.up_bias.dtype
+        )
+
+    @property
+    def nbytes(self):
+        """Bytes of weights that it keeps in DRAM."""
+        if self.mode == "window":
+            return self.cache.matrix.nbytes + self.activity.nbytes
+        return self.resident.nbytes + self.slice.nbytes
+
+    def take_counters(self):
+        """What was spent since this was last asked."""
+        taken, self.counters = self.counters, TokenCounters()
+        return taken
+
+    def __call__(self, x):
+        """down(act(up(x))), or gated down(act(gate(x)) · up(x)), from the neurons that matter.
+
+        x : (T, D);  returns: (T, D), of x's dtype
+        raises: OSError or ValueError if flash cannot be read; the next call may be tried
+        """
+        self.reader.counters.take()  # what came before is not ours
+        spent = TokenCounters(calls=1)
+        moves = {"loaded": [], "evicted": []}  # arrays of neurons, in order
+        if self.mode == "window":
+            active, y = self._windowed(x, spent, moves)
+        else:
+            active = np.ones((len(x), self.config.ffn_width), dtype=bool)
+            y = self._streamed(x, spent, moves)
+        out = y if self.down_bias is None else y + self.down_bias
+        self._account(spent, active, moves, out)
+        return out
+
+    def _streamed(self, x, spent, moves):
+        """Naive and hybrid: the resident neurons, then all others, slice by slice."""
+        F, resident = self.config.ffn_width, len(self.resident)
+        y = self._sum(x, self.resident, None, slice(0, resident), {}, spent)
+        for first, last in ranges(resident, F, len(self.slice)):
+            rows = self.slice[: last - first]
+            with spent.timing("io_ms"):
+                self.fetched.read_range(first, last, rows)
+            y = y + self._sum(x, rows, None, slice(first, last), {}, spent)
+            moves["loaded"].append(np.arange(first, last, dtype=np.int64))
+        moves["evicted"] = moves["loaded"]
+        return y
+
+    def _windowed(self, x, spent, moves):
+        """Window: the active neurons only, and what is there already is not read."""
+        active, known = self.activity.find(x, spent)
+        with spent.timing("memory_ms"):
+            self.window.use(active)
+        T, k, rows = len(x), self.window.k, len(self.cache.matrix)
+        fitting = self.window.longest_that_fits(rows, max(T, k))  # tokens
+        y = np.zeros_like(x)
+        for neurons, kept in self._portions(T, fitting):
+            with spent.timing("memory_ms"):
+                self._evict(kept, moves)
+                missing = neurons[self.cache.find(neurons) < 0]
+                room = self.cache.free[: len(missing)]
+            with spent.timing("io_ms"):
+                self.fetched.read(missing, room)
+            with spent.timing("memory_ms"):
+                self.cache.append(missing, room, self.up_bias[missing])
+                moves["loaded"].append(missing)
+                held = self.cache.find(neurons)
+            y = y + self._sum(x, self.cache.matrix, held, neurons, known, spent)
+        with spent.timing("memory_ms"):
+            self._evict(self.window.used_within(max(1, min(fitting, k))), moves)
+        return active, y
+
+    def _portions(self, T, fitting):
+        """What the T newest tokens used, in portions that fit the rows.
+
+        If one does, what the window holds of the tokens before them stays beside it. If not: first
+        what is there already, then the rest in slices, the most recently used last and in a full
+        slice, because that one stays.
+
+        yields: int (n,), n ≤ rows; bool (F,), the neurons that need not go for them
+        """
+        rows = len(self.cache.matrix)
+        used = np.flatnonzero(self.window.used_within(T))
+        if fitting >= T:
+            yield used, self.window.used_within(fitting)
+            return
+        here = self.cache.find(used) >= 0
+        missing = used[~here]
+        missing = missing[np.argsort(-self.window.age[missing], kind="stable")]
+        slices = np.split(missing, range(len(missing) % rows, len(missing), rows))
+        for neurons in (used[here], *slices):
+            kept = np.zeros(self.config.ffn_width, dtype=bool)
+            kept[neurons] = True
+            yield neurons, kept
+
+    def _evict(self, kept, moves):
+        """Delete the neurons that are not among `kept`, bool (F,)."""
+        held = self.cache.neurons
+        stale = held[~kept[held]]
+        self.cache.drop(stale)
+        moves["evicted"].append(stale)
+
+    def _sum(self, x, matrix, rows, neurons, known, spent):
+        """What `neurons` add: they are all rows of a matrix, or some rows of the cache's."""
+        if len(matrix) == 0 or (rows is not None and len(rows) == 0):
+            return np.zeros_like(x)
+        spent.slices += 1
+        with spent.timing("compute_ms"):
+            biases = {part: bias[neurons] for part, bias in self.biases.items()}
+            if rows is not None and "up" in biases:
+                biases["up"] = self.cache.bias[rows]
+            known = {part: pre[:, neurons] for part, pre in known.items()}
+            layout = self.fetched.parts, self.fetched.format
+            return sum_of_neurons(x, matrix, rows, *layout, self.config, biases, known)
+
+    def _account(self, spent, active, moves, out):
+        """Close the counters of one call, and show the taps what it did."""
+        read = self.reader.counters.take()
+        spent.bytes_wanted, spent.bytes_read = read.bytes_wanted, read.bytes_read
+        spent.reads, spent.chunk_sizes = read.reads, Counter(read.chunk_sizes)
+        none = np.empty(0, dtype=np.int64)
+        loaded = np.concatenate([none, *moves["loaded"]])
+        evicted = np.concatenate([none, *moves["evicted"]])
+        spent.wanted = int(np.count_nonzero(active.any(axis=0)))
+        spent.loaded, spent.evicted = len(loaded), len(evicted)
+        self.counters = self.counters + spent
+
+        sizes = np.array(sorted(read.chunk_sizes.items()), dtype=np.int64).reshape(-1, 2)
+        shown = {"predicted": active, "loaded": loaded, "evicted": evicted, "reads": sizes}
+        for name, tensor in (shown | {"out": out}).items():
+            self.tap(f"layers.{self.layer}.ffn.{name}", tensor)

@@ -1,0 +1,65 @@
+"""What some neurons of a feed-forward add to its output, from rows that stay undecoded in DRAM."""
+
+import numpy as np
+
+from tinyflash import matrices
+from tinyflash.matrices import decode
+from tinyflash.ops import ACTIVATIONS
+
+
+def sum_of_neurons(x, matrix, rows, parts, format, config, biases, known):
+    """The feed-forward of some neurons only, each row decoded once for all of its products.
+
+    y = Σ_j act(x · up_j + b_j) down_j
+    gated:  Σ_j act(x · gate_j + c_j) (x · up_j + b_j) down_j
+
+    A sum does not mind the order of its terms, so the rows may lie in any order, and the neurons
+    may be taken in several portions.    (LLM in a flash, §3.3)
+
+    x      : (T, D)
+    matrix : (·, len(parts)·D) undecoded
+    rows   : int (n,), which rows of it to take; or None for all, n of them, as they lie
+    parts  : what a row holds, in order: of "up", "gate", "down"
+    format : "float16", "bfloat16" or "float32"
+    config : ModelConfig, for `activation` and `gated`
+    biases : dict part -> (n,), for the rows; without the parts that have none
+    known  : dict part -> (T, n), pre-activations (bias included) that need no row
+    returns: (T, D), of x's dtype
+    """
+    T, D = x.shape
+    n = len(matrix if rows is None else rows)
+    activate = ACTIVATIONS[config.activation]
+    height = max(1, matrices.TILE_BYTES // (4 * matrix.shape[1]))
+    starts = range(0, n, height)
+
+    def work(starts):
+        y = np.zeros((T, D), dtype=x.dtype)
+        buffer = np.empty((min(height, n), matrix.shape[1]), dtype=np.float32)
+        for start in starts:
+            some = slice(start, start + height)
+            tile = decoded(matrix[some if rows is None else rows[some]], format, buffer)
+            tile = tile.astype(x.dtype, copy=False).reshape(-1, len(parts), D)
+            part = {name: tile[:, i] for i, name in enumerate(parts)}  # each (h, D)
+
+            def pre(name, some=some, part=part):  # (T, h)
+                if name in known:
+                    return known[name][:, some]
+                y = (part[name] @ x.T).T  # for 2 to 16 rows twice as fast as x @ part.T
+                return y + biases[name][some] if name in biases else y
+
+            act = activate(pre("gate")) * pre("up") if config.gated else activate(pre("up"))
+            y += act @ part["down"]
+        return y
+
+    if len(starts) <= 1:
+        return work(starts)
+    workers = matrices.WORKERS
+    with matrices.blas().limit(limits=1):
+        return sum(matrices.pool().map(work, [starts[w::workers] for w in range(workers)]))
+
+
+def decoded(rows, format, buffer):
+    """Undecoded rows as float32, in a buffer with room for them; float32 rows as they are."""
+    if format == "float32":
+        return rows
+    return decode(rows.view(np.uint16), format, out=buffer[: len(rows)])

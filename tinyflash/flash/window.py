@@ -1,0 +1,70 @@
+"""The sliding window: which neurons the last k tokens used.
+
+Neighboring tokens use nearly the same neurons. If DRAM keeps those of the last k tokens, the next
+token reads only what is new:
+
+    held  = A_t ∪ A_{t-1} ∪ … ∪ A_{t-k+1}
+    read  = A_t − (A_{t-1} ∪ … ∪ A_{t-k})             (LLM in a flash, §3.1)
+
+where A_t is the set of neurons that token t uses.
+"""
+
+import numpy as np
+
+NEVER = -(1 << 62)  # older than any window is long
+
+
+class Window:
+    """For each neuron of one layer the token that used it last; all else follows from its age.
+
+    k         : window length in tokens, k ≥ 1
+    tokens    : tokens seen so far
+    last_used : int (F,), number of the token that used it last, or NEVER
+    """
+
+    def __init__(self, F, k):
+        """A window of k tokens over F neurons, with nothing used yet.
+
+        raises: ValueError if k is below 1
+        """
+        if k < 1:
+            raise ValueError(f"A window is at least 1 token long, not {k}.")
+        self.k = k
+        self.tokens = 0
+        self.last_used = np.full(F, NEVER, dtype=np.int64)
+
+    def use(self, active):
+        """Let T more tokens pass.
+
+        active : bool (T, F), True where token t uses neuron j
+        """
+        T, F = active.shape
+        used = active.any(axis=0)
+        last = T - 1 - active[::-1].argmax(axis=0)  # where `used`, the last row that is True
+        self.last_used[used] = self.tokens + last[used]
+        self.tokens += T
+
+    @property
+    def age(self):
+        """Tokens since each neuron was used: int (F,), 0 if the newest token used it."""
+        return self.tokens - 1 - self.last_used
+
+    def used_within(self, length):
+        """Which neurons the last `length` tokens used: bool (F,)."""
+        return self.age < length
+
+    @property
+    def last_k_active(self):
+        """Which neurons the last k tokens used: bool (F,); the paper's name for it (§3.3)."""
+        return self.used_within(self.k)
+
+    def longest_that_fits(self, rows, most):
+        """How far the window must shrink: the largest length whose neurons fit `rows` rows.
+
+        max j ≤ most with |A_t ∪ … ∪ A_{t-j+1}| ≤ rows; 0 if the newest token alone needs more
+        """
+        age = self.age
+        most = min(most, self.tokens)
+        neurons_of_age = np.bincount(age[age < most], minlength=most)
+        held_by_length = np.cumsum(neurons_of_age)  # place j-1: what the last j tokens used
+        return int(np.searchsorted(held_by_length, rows, side="right"))
