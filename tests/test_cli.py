@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import tinyflash
-from tinyflash import cli, terminal
+from tinyflash import cli, commands, terminal
 from tinyflash.cli import main
 from tinyflash.training import run_files, train_command
 
@@ -655,7 +655,7 @@ def test_an_error_of_several_lines_becomes_one(capsys):
 
 def test_a_mistake_of_ours_is_not_hidden(models, monkeypatch):
     """Only what bad input raises becomes a sentence; a TypeError is a bug and shows itself."""
-    monkeypatch.setattr(cli, "open_model", lambda source: None + 1)
+    monkeypatch.setattr(commands, "open_model", lambda source, **settings: None + 1)
     with pytest.raises(TypeError):
         main(["generate", PROMPT, "--model", str(models["opt"])])
 

@@ -22,7 +22,7 @@ FLOORS = (
     "training",
     "flash speculative compress",
     "generate evaluate model oracle bench plan synth terminal tinyflash",
-    "cli course __main__",
+    "cli commands course __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 PAPERS = ("flash", "speculative", "compress")  # these do not import one another

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint import Checkpoint, open_checkpoint
 from tinyflash.config import ModelConfig, is_number
 from tinyflash.families import read_config
+from tinyflash.flash.engine import FlashEngine, open_engine
+from tinyflash.flash.store import is_store, open_store
+from tinyflash.flash.stored import store_of
 from tinyflash.generate import Chat, Generation
 from tinyflash.kv_cache import KVCache
 from tinyflash.matrices import HalfMatrix
@@ -28,6 +31,7 @@ class Model:
     tokenizer : or None, for checkpoints used as an oracle by token ids alone
     eos_ids   : tokens that end a text
     sampling  : temperature, top_k, top_p that its makers recommend; empty for greedy
+    flash     : the engine that reads the feed-forwards from flash, or None if all is in DRAM
     """
 
     name: str
@@ -38,6 +42,7 @@ class Model:
     eos_ids: frozenset
     dtype: np.dtype
     sampling: dict
+    flash: FlashEngine | None = None
 
     def logits(self, ids, cache=None, tap=None):
         """Logits after each of the tokens.
@@ -63,8 +68,11 @@ class Model:
                 f"{known + len(ids)} tokens do not fit this model's context of "
                 f"{self.config.context}; shorten the text."
             )
+        layers = self.flash.begin(tap) if self.flash else None
         with np.errstate(all="ignore"):  # one sentence below says more than NumPy's warnings
-            logits = forward(self.weights, self.config, ids, cache, tap or no_tap)
+            logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers)
+        if self.flash:
+            self.flash.end(len(ids))
         if not np.isfinite(logits).all():
             raise ValueError(self._why_infinite())
         return logits
@@ -123,7 +131,9 @@ class Model:
 
     @property
     def nbytes(self):
-        """Bytes of all weights as they are kept; a matrix under two names counts once."""
+        """Bytes of all weights that are kept; a matrix under two names counts once."""
+        if self.flash:
+            return self.flash.nbytes
         return sum({id(w): w.nbytes for w in self.weights.values()}.values())
 
     def residency(self):
@@ -133,27 +143,41 @@ class Model:
             kind = weight.format if isinstance(weight, HalfMatrix) else str(weight.dtype)
             by_format[kind] = by_format.get(kind, 0) + weight.nbytes
         parts = [f"{nbytes / 1e6:,.1f} MB {kind}" for kind, nbytes in by_format.items()]
-        return f"{self.name}: {' + '.join(parts)} in DRAM, computed in {self.dtype}"
+        if self.flash:
+            kept = self.flash.nbytes - self.flash.budget.resident
+            parts.append(f"{kept / 1e6:,.1f} MB {self.flash.store.dtype} feed-forward rows")
+        line = f"{self.name}: {' + '.join(parts)} in DRAM, computed in {self.dtype}"
+        return f"{line}\n{self.flash.describe()}" if self.flash else line
 
 
-def load(source, *, memory=None, dtype="float32"):
+def load(source, *, memory=None, mode="hybrid", k=5, dtype="float32"):
     """Open a model.
 
-    source : a directory, a GGUF file, a hub id, or the words `default` and `smollm2`
-    memory : most bytes that the weights may take, or None; what needs more is refused
+    source : a directory, a flash directory, a GGUF file, a hub id, or the words `default` and
+             `smollm2`
+    memory : most DRAM that the weights may take: bytes, or a text such as "50%" or "6.65GB"; the
+             rest is read from flash, and a model that is no flash directory is first converted
+             into one in the user's cache. None for all weights
+    mode   : of the flash feed-forwards: "naive", "hybrid" or "window";  k : tokens of the window
     dtype  : "float32", or "float64" for proofs
     raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
     """
     if dtype not in DTYPES:
         raise ValueError(f"A model computes in float32 or float64, not in {dtype!r}.")
     dtype = np.dtype(DTYPES[dtype])
-    path = find_model(str(source))
-    checkpoint = open_checkpoint(path)
-    config = read_config(checkpoint.config)
-    weights = load_weights(checkpoint, config, dtype)
-    tokenizer = tokenizer_of(checkpoint)
+    path, flash = find_model(str(source)), None
+    if is_store(path) or memory is not None:
+        store = open_store(store_of(path))
+        flash = open_engine(store, memory=memory, mode=mode, k=k, dtype=dtype)
+        path, config, weights = store.path, store.config, flash.weights
+        tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
+    else:
+        checkpoint = open_checkpoint(path)
+        config = read_config(checkpoint.config)
+        weights = load_weights(checkpoint, config, dtype)
+        tokenizer = tokenizer_of(checkpoint)
     eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
-    model = Model(
+    return Model(
         name=str(source),
         path=path,
         config=config,
@@ -162,13 +186,8 @@ def load(source, *, memory=None, dtype="float32"):
         eos_ids=frozenset(eos_ids),
         dtype=dtype,
         sampling=recommended_sampling(path),
+        flash=flash,
     )
-    if memory is not None and model.nbytes > memory:
-        raise ValueError(
-            f"{model.name} keeps {model.nbytes:,} bytes of weights, more than the {memory:,} "
-            "allowed; raise the limit or take a smaller model."
-        )
-    return model
 
 
 def recommended_sampling(path):

@@ -34,6 +34,14 @@ LAST_TAPS = {
     "logits": ("T V", "one score for each token of the vocabulary"),
 }
 
+# What a feed-forward on flash shows instead of ffn.pre, ffn.gate and ffn.act.
+FLASH_TAPS = {
+    "ffn.predicted": ("T F", "bool: the neurons that each token uses"),
+    "ffn.loaded": ("n", "the neurons read from flash, in order"),
+    "ffn.evicted": ("m", "the neurons that gave their rows away, in order"),
+    "ffn.reads": ("c 2", "sizes of the reads in bytes, and how many had each"),
+}
+
 # Ours -> TransformerLens's, for one layer ("blocks.{i}." stands in front) and for the model.
 TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",

@@ -1,0 +1,215 @@
+"""A model within a memory budget: the same text as with all weights in DRAM."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers_models import CONFIGS, write_model
+
+import tinyflash
+from tinyflash.cli import main
+from tinyflash.flash.budget import budget_for, parse_memory
+from tinyflash.flash.convert import convert
+from tinyflash.flash.store import open_store
+from tinyflash.taps import FLASH_TAPS
+
+PROMPT = [3, 17, 9, 30, 8, 21, 12]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def say(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("mode", ["naive", "hybrid", "window"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flash_equals_dense_in_every_family_and_mode(tmp_path, name, mode):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS[name])
+    dense = tinyflash.load(folder, dtype="float64")
+    expected = dense.logits(PROMPT)
+    store = open_store(convert(folder, tmp_path / "model.flash"))
+    resident = tinyflash.load(store.path, dtype="float64").flash.budget.resident
+    layers, F = store.config.layers, store.config.ffn_width
+    for rows in (1, 2, F // 2, F):
+        memory = resident + layers * rows * store.row_bytes
+        flash = tinyflash.load(store.path, memory=memory, mode=mode, k=2, dtype="float64")
+        assert flash.flash.nbytes <= memory
+        for split in (len(PROMPT), 3):
+            cache = flash.new_cache()
+            parts = [flash.logits(PROMPT[:split], cache)]
+            parts += [flash.logits([token], cache) for token in PROMPT[split:]]
+            error = np.abs(np.concatenate(parts) - expected).max() / np.abs(expected).max()
+            assert error <= 1e-12, (rows, split)
+
+
+def test_greedy_text_equals_dense_for_the_embedded_model():
+    expected = "".join(tinyflash.load("default").generate("Once", temperature=0, max_new_tokens=40))
+    for mode in ("hybrid", "window"):
+        model = tinyflash.load("default", memory="50%", mode=mode)
+        assert "".join(model.generate("Once", temperature=0, max_new_tokens=40)) == expected
+
+
+@pytest.mark.slow
+def test_greedy_text_equals_dense_for_smollm2():
+    settings = {"temperature": 0, "max_new_tokens": 12}
+    expected = "".join(tinyflash.load("smollm2").chat().say("Why is the sky blue?", **settings))
+    model = tinyflash.load("smollm2", memory="50%")
+    assert model.flash.nbytes <= 0.5 * 540e6
+    assert "".join(model.chat().say("Why is the sky blue?", **settings)) == expected
+
+
+def test_a_model_is_converted_once_and_again_when_it_changed(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"], seed=0)
+    first = tinyflash.load(folder, memory="90%").path
+    assert tinyflash.load(folder, memory="85%").path == first
+    write_model(folder, CONFIGS["opt"], seed=1)
+    second = tinyflash.load(folder, memory="90%")
+    assert second.path != first
+    np.testing.assert_allclose(
+        second.logits(PROMPT), tinyflash.load(folder).logits(PROMPT), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_costs_are_counted_pass_by_pass(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    model = tinyflash.load(folder, memory="100%", mode="naive")
+    list(model.generate(PROMPT, max_new_tokens=4, temperature=0))
+    assert [tokens for tokens, _ in model.flash.costs] == [7, 1, 1, 1]
+    store = model.flash.store
+    every_byte = store.config.layers * store.config.ffn_width * store.row_bytes
+    assert {cost.bytes_wanted for _, cost in model.flash.costs} == {every_byte}
+    mean = model.flash.cost_per_token(3)
+    assert mean["bytes_wanted"] == every_byte and mean["calls"] == store.config.layers
+    assert model.flash.cost_per_token(0) == {}
+
+
+def test_everything_in_memory_reads_nothing(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["llama"])
+    model = tinyflash.load(folder, memory="100%")
+    model.flash.costs.clear()
+    model.logits(PROMPT)
+    assert model.flash.costs[0][1].bytes_read == 0
+
+
+def test_the_flash_taps_are_shown(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    model, seen = tinyflash.load(folder, memory="90%", mode="window"), {}
+    model.logits(PROMPT, tap=lambda name, tensor: seen.update({name: tensor}))
+    for name in FLASH_TAPS:
+        assert f"layers.0.{name}" in seen
+    assert seen["layers.0.ffn.predicted"].shape == (7, model.config.ffn_width)
+    dense = {}
+    tinyflash.load(folder).logits(PROMPT, tap=lambda name, tensor: dense.update({name: tensor}))
+    np.testing.assert_array_equal(seen["layers.0.ffn.predicted"], dense["layers.0.ffn.act"] != 0)
+    seen.clear()
+    model.logits(PROMPT)
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("50%", 500), ("12.5 %", 125), ("300", 300), (300, 300), ("2KB", 2000), ("2kib", 2048)]
+    + [("6.65GB", 6_650_000_000), ("1 MB", 10**6), ("1B", 1)],
+)
+def test_memory_is_read_as_people_write_it(text, nbytes):
+    assert parse_memory(text, 1000) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "half", "-3GB", "50%%", "0", "0%", "1e9", "GB", "nan"])
+def test_memory_that_says_nothing_is_refused(text):
+    with pytest.raises(ValueError, match=r"share such as|is nothing"):
+        parse_memory(text, 1000)
+
+
+def test_a_budget_holds_what_it_says(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    store = open_store(convert(folder, tmp_path / "model.flash"))
+    L, row = store.config.layers, store.row_bytes
+    assert budget_for(store, 1000 + L * 7 * row, 1000, "hybrid").rows == 7
+    assert budget_for(store, 1000 + L * 7 * row - 1, 1000, "hybrid").rows == 6
+    assert budget_for(store, 10**9, 1000, "hybrid").rows == store.config.ffn_width
+    telling = store.config.ffn_width * row // 2  # the up projection of one layer
+    kept = budget_for(store, 1000 + L * (telling + 5 * row // 2), 1000, "window")
+    assert (kept.activity, kept.rows) == ("resident", 5)
+    read = budget_for(store, 1000 + L * (telling - row), 1000, "window")
+    assert read.activity == "read" and read.rows == (telling - row) // row
+    with pytest.raises(ValueError, match=r"needs at least .* allow more"):
+        budget_for(store, 1000 + L * row - 1, 1000, "hybrid")
+
+
+def test_the_command_converts_checks_and_generates(tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    assert say("convert", folder, out, "--json") == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["bundling"] == "row-column" and made["bundle_bytes"] == open_store(out).row_bytes
+    assert say("convert", out, "--check") == 0
+    assert "digest" in capsys.readouterr().out
+
+    texts = []
+    for model, memory in ((folder, []), (out, ["--memory", "85%"]), (folder, ["--memory", "85%"])):
+        arguments = ["--model", model, *memory, "--json", "--max-new-tokens", 6]
+        assert say("generate", "The", "--temperature", 0, *arguments) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        texts.append(result["text"])
+        assert ("flash" in result) == bool(memory)
+    assert texts[0] == texts[1] == texts[2]
+    assert result["flash"]["bytes_read"] > 0
+
+    assert say("generate", "The", "--model", out, "--memory", "85%", "--stats") == 0
+    assert "bytes_read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory", "much"], "share such as 50%"),
+        (["--memory", "10"], "needs at least"),
+        (["--memory", "50%", "--window", "0"], "at least 1 token long"),
+        (["--stats"], "statistics of flash"),
+    ],
+)
+def test_bad_budgets_are_one_sentence(tmp_path, capsys, arguments, words):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    assert say("generate", "The", "--model", folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_damaged_store_is_found(tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    convert(folder, out)
+    file = out / "ffn.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert say("convert", out, "--check") == 2
+    assert "ffn.safetensors" in capsys.readouterr().err
+    assert say("convert", folder, "--check") == 2
+    assert say("convert", folder) == 2
+    assert say("convert", folder, out) == 2
+
+
+def test_a_store_that_breaks_during_a_run_gives_no_wrong_text(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    convert(folder, out)
+    model = tinyflash.load(out, memory="85%")
+    pieces = model.generate(PROMPT, max_new_tokens=20, temperature=0)
+    next(pieces, None)
+    with open(out / "ffn.safetensors", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises((OSError, ValueError), match="ffn.safetensors"):
+        list(pieces)

@@ -1,0 +1,107 @@
+"""Opens a flash directory as what the forward pass needs: weights, and a feed-forward a layer."""
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from tinyflash.flash.budget import Budget, budget_for, parse_memory, resident_bytes
+from tinyflash.flash.counters import TokenCounters
+from tinyflash.flash.feed_forward import MODES, FlashFeedForward
+from tinyflash.flash.reader import FlashReader
+from tinyflash.flash.store import Store, resident_weights
+from tinyflash.transformer import no_tap
+
+
+@dataclass
+class FlashEngine:
+    """A model whose feed-forwards stay on flash.
+
+    weights       : dict name -> weight, all but the feed-forward matrices
+    feed_forwards : one FlashFeedForward a layer, for `transformer.forward`
+    costs         : (tokens, TokenCounters) of each forward pass; clear it when you have read it
+    """
+
+    store: Store
+    budget: Budget
+    mode: str
+    k: int
+    weights: dict
+    feed_forwards: list
+    costs: list = field(default_factory=list)
+
+    @property
+    def nbytes(self):
+        """Bytes of weights kept in DRAM."""
+        return self.budget.resident + sum(layer.nbytes for layer in self.feed_forwards)
+
+    def begin(self, tap=None):
+        """Before a forward pass: the layers show their tensors to `tap`; returns them."""
+        for layer in self.feed_forwards:
+            layer.tap = tap or no_tap
+            layer.take_counters()
+        return self.feed_forwards
+
+    def end(self, tokens):
+        """After a forward pass of so many tokens: add up what its layers spent."""
+        spent = (layer.take_counters() for layer in self.feed_forwards)
+        self.costs.append((tokens, sum(spent, TokenCounters())))
+
+    def cost_per_token(self, tokens):
+        """Means over the last `tokens` passes of one token, as a dict of numbers.
+
+        Bytes, reads, milliseconds and neurons of all layers together; empty for no tokens.
+        """
+        costs = [cost for _, cost in self.costs[-tokens:]] if tokens else []
+        names = [field.name for field in fields(TokenCounters) if field.name != "chunk_sizes"]
+        total = sum(costs, TokenCounters())
+        return {name: getattr(total, name) / len(costs) for name in names} if costs else {}
+
+    def describe(self):
+        """One line: what stays in DRAM and what is read."""
+        F = self.store.config.ffn_width
+        words = {
+            "naive": "every neuron is read for every token",
+            "hybrid": f"{self.budget.rows:,} of {F:,} neurons a layer kept, the others read for "
+            "every token",
+            "window": f"the neurons of the last {self.k} tokens kept, in {self.budget.rows:,} of "
+            f"{F:,} rows a layer; who fires is told by a projection that is "
+            f"{'kept' if self.budget.activity == 'resident' else 'read'}",
+        }
+        note = self.feed_forwards[0].exact_note
+        line = f"{self.mode}: {words[self.mode]}"
+        return f"{line}; {note}" if note and self.mode == "window" else line
+
+
+def open_engine(store, *, memory=None, mode="hybrid", k=5, dtype=np.float32):
+    """Open a flash directory within a memory budget.
+
+    memory : bytes or text, see budget.parse_memory; None for as much as the model has
+    mode   : "naive", "hybrid" or "window";  k : tokens of the window, at least 1
+    raises : ValueError for another mode, a k below 1, or too little memory
+    """
+    if mode not in MODES:
+        raise ValueError(f"A flash model runs in mode {', '.join(MODES)}, not {mode!r}.")
+    if k < 1:
+        raise ValueError(f"A window is at least 1 token long, not {k}.")
+    weights = resident_weights(store, dtype)
+    resident = resident_bytes(weights)
+    whole = resident + store.config.layers * store.config.ffn_width * store.row_bytes
+    allowed = whole if memory is None else parse_memory(memory, whole)
+    budget = budget_for(store, allowed, resident, mode)
+    reader = FlashReader(store.ffn_path)
+    feed_forwards = [
+        FlashFeedForward(
+            store,
+            i,
+            reader,
+            weights.get(f"layers.{i}.ffn.up.bias"),
+            weights.get(f"layers.{i}.ffn.gate.bias"),
+            weights.get(f"layers.{i}.ffn.down.bias"),
+            rows=budget.rows,
+            k=k,
+            mode=mode,
+            activity=budget.activity,
+        )
+        for i in range(store.config.layers)
+    ]
+    return FlashEngine(store, budget, mode, k, weights, feed_forwards)
