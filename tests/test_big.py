@@ -2,7 +2,7 @@
 
     pytest -m big -s tests/test_big.py
 
-Takes 14 GB of disk (under $TINYFLASH_BIG, or a temporary folder), about 15 GB of DRAM and several
+Takes 28 GB of disk (under $TINYFLASH_BIG, or a temporary folder), about 24 GB of DRAM and several
 minutes, and needs the extra `live`. The weights are random: the text is meaningless, the
 arithmetic is not. Each engine runs in a process of its own, so that its peak DRAM is its own.
 """
@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config, tensor_names
+from tinyflash.flash.convert import convert
+from tinyflash.flash.store import is_store
 
 pytestmark = pytest.mark.big
 
@@ -58,6 +60,27 @@ for token in new_tokens:
     seconds.append(time.perf_counter() - began)
 np.save(out, np.concatenate(rows))
 print(json.dumps({"open": opened, "seconds": seconds, "peak": peak_dram()}))
+"""
+
+RUN_FLASH = """
+import json, sys, time
+import numpy as np
+import tinyflash
+from tinyflash.commands import peak_dram
+folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
+began = time.perf_counter()
+model = tinyflash.load(folder, memory="50%", mode=sys.argv[5])
+opened = time.perf_counter() - began
+cache = model.new_cache()
+rows = [model.logits(prompt, cache)]
+seconds = []
+for token in new_tokens:
+    began = time.perf_counter()
+    rows.append(model.logits([token], cache))
+    seconds.append(time.perf_counter() - began)
+np.save(out, np.concatenate(rows))
+cost = {"open": opened, "seconds": seconds, "peak": peak_dram(), "kept": model.nbytes}
+print(json.dumps(cost | {"flash": model.flash.cost_per_token(len(new_tokens))}))
 """
 
 RUN_TRANSFORMERS = """
@@ -142,6 +165,24 @@ def test_opt_6_7b_shape_agrees_with_transformers(checkpoint, tmp_path):
         report(f"transformers, {dtype}", cost)
         print(f"  max error {error.max():.5f} of the spread, same argmax at {100 * same:.0f} %")
         assert error.max() <= tolerance
+
+
+def test_half_the_memory_gives_the_same_logits(checkpoint, tmp_path):
+    store = checkpoint.with_name("opt-6.7b.flash")
+    if not is_store(store):
+        convert(checkpoint, store)
+    stored = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    dense, _ = run(RUN_TINYFLASH, checkpoint, tmp_path / "dense.npy")
+    for mode in ("naive", "hybrid"):
+        flash, cost = run(RUN_FLASH, store, tmp_path / "flash.npy", mode)
+        spent = cost["flash"]
+        report(f"flash, {mode}, weights in {cost['kept'] / 1e9:.2f} GB", cost)
+        print(
+            f"  {spent['bytes_read'] / 1e9:.2f} GB a token; I/O {spent['io_ms']:.0f}, "
+            f"memory {spent['memory_ms']:.0f}, compute {spent['compute_ms']:.0f} ms"
+        )
+        assert np.abs(flash - dense).max() / dense.std() <= 1e-4
+        assert cost["peak"] <= stored / 2 + 1e9
 
 
 def report(engine, cost):
