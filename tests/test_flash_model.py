@@ -8,6 +8,7 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.cli import main
+from tinyflash.flash import verified
 from tinyflash.flash.budget import budget_for, parse_memory
 from tinyflash.flash.convert import convert
 from tinyflash.flash.store import open_store
@@ -200,6 +201,44 @@ def test_a_damaged_store_is_found(tmp_path, capsys):
     assert say("convert", folder, "--check") == 2
     assert say("convert", folder) == 2
     assert say("convert", folder, out) == 2
+
+
+def test_a_flipped_bit_gives_no_text(tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    convert(folder, out)
+    assert say("generate", "The", "--model", out, "--max-new-tokens", 2) == 0
+    for name in ("ffn.safetensors", "resident.safetensors"):
+        file = out / name
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[-5] ^= 1
+        file.write_bytes(flipped)
+        capsys.readouterr()
+        assert say("generate", "The", "--model", out, "--max-new-tokens", 2) == 2
+        result = capsys.readouterr()
+        assert name in result.err and result.out == ""
+        with pytest.raises(ValueError, match=name):
+            tinyflash.load(out)
+        file.write_bytes(whole)
+    assert say("generate", "The", "--model", out, "--max-new-tokens", 2) == 0
+
+
+def test_a_store_is_verified_once(tmp_path, monkeypatch):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    convert(folder, out)
+    checked = []
+    original = verified.check_store
+    monkeypatch.setattr(
+        verified, "check_store", lambda *given: (checked.append(1), original(*given))
+    )
+    tinyflash.load(out)
+    tinyflash.load(out)
+    assert len(checked) == 1
+    (out / "config.json").write_bytes((out / "config.json").read_bytes())
+    tinyflash.load(out)
+    assert len(checked) == 2
 
 
 def test_a_store_that_breaks_during_a_run_gives_no_wrong_text(tmp_path):

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import tinyflash
 from tinyflash import terminal
+from tinyflash.flash.store import check_store, is_store, open_store
 from tinyflash.flash.stored import store_of
+from tinyflash.flash.verified import note_verified, verify_once
 from tinyflash.sources import find_model
 
 
 def open_model(source, **settings):
     """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
-    if settings.get("memory") is not None:  # what is no flash directory is converted first
+    path = find_model(source)
+    if is_store(path) or settings.get("memory") is not None:
         with terminal.progress(f"Converting {source} for flash", "bytes") as report:
-            store_of(find_model(source), report)
+            path = store_of(path, report)
+        with terminal.progress("Checking what was written", "bytes") as report:
+            verify_once(open_store(path), report)
     with terminal.waiting(f"Opening {source}"):
         model = tinyflash.load(source, **settings)
     terminal.note(model.residency())
@@ -89,7 +94,6 @@ def show(generation, options):
 def convert_model(options):
     """`tinyflash convert`"""
     from tinyflash.flash.convert import convert
-    from tinyflash.flash.store import check_store, open_store
 
     if options.check:
         if options.out is not None:
@@ -97,6 +101,7 @@ def convert_model(options):
         store = open_store(options.model)
         with terminal.progress("Checking", "bytes") as report:
             check_store(store, report)
+        note_verified(store)
         result = {"store": str(store.path), "whole": True}
         line = f"{store.path}: every digest is as it was written"
     else:

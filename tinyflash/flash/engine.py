@@ -9,6 +9,7 @@ from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, FlashFeedForward
 from tinyflash.flash.reader import FlashReader
 from tinyflash.flash.store import Store, resident_weights
+from tinyflash.flash.verified import verify_once
 from tinyflash.transformer import no_tap
 
 
@@ -77,12 +78,14 @@ def open_engine(store, *, memory=None, mode="hybrid", k=5, dtype=np.float32):
 
     memory : bytes or text, see budget.parse_memory; None for as much as the model has
     mode   : "naive", "hybrid" or "window";  k : tokens of the window, at least 1
-    raises : ValueError for another mode, a k below 1, or too little memory
+    raises : ValueError for another mode, a k below 1, too little memory, or a store that is not
+             what was written (its digests are checked once)
     """
     if mode not in MODES:
         raise ValueError(f"A flash model runs in mode {', '.join(MODES)}, not {mode!r}.")
     if k < 1:
         raise ValueError(f"A window is at least 1 token long, not {k}.")
+    verify_once(store)
     weights = resident_weights(store, dtype)
     resident = resident_bytes(weights)
     whole = resident + store.config.layers * store.config.ffn_width * store.row_bytes
