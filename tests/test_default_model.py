@@ -49,7 +49,7 @@ def test_sparsity_cost_less_than_three_percent():
 
 
 def test_heldout_perplexity_is_that_of_the_training_record(model, heldout):
-    recorded = json.loads((embedded("tiny-opt") / "training_curve.json").read_text())[-1]
+    recorded = json.loads((embedded("tiny-opt") / "training_curve_continued.json").read_text())[-1]
     measured = perplexity(model, heldout[:60_000])
     # Other windows than in training, and the weights rounded to float16: near, not equal.
     assert measured.nats == pytest.approx(recorded["heldout_loss"], abs=0.25)
@@ -77,5 +77,5 @@ def test_transformers_loads_it_and_agrees(model, heldout):
     with torch.no_grad():
         theirs = reference(torch.tensor([ids])).logits[0].numpy()
     ours = model.logits(ids)
-    assert np.abs(ours - theirs).max() <= 1e-5 * theirs.std() * 10
+    assert np.abs(ours - theirs).max() <= 1e-4 * theirs.std()
     np.testing.assert_array_equal(ours.argmax(axis=-1), theirs.argmax(axis=-1))

@@ -171,6 +171,21 @@ def test_the_command_converts_checks_and_generates(tmp_path, capsys):
     assert "bytes_read" in capsys.readouterr().out
 
 
+def test_a_flash_directory_is_recorded_too(tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "model.flash"
+    write_model(folder, CONFIGS["opt"])
+    convert(folder, out)
+    for model, file in ((folder, "dense"), (out, "flash")):
+        recording = tmp_path / f"{file}.safetensors"
+        assert say("record", model, "--ids", "5,6,7", "--out", recording) == 0
+    capsys.readouterr()
+    assert say("diff", tmp_path / "dense.safetensors", recording, "--json") == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    verdicts = {row["name"]: row["verdict"] for row in rows}
+    assert verdicts["logits"] == verdicts["layers.1.ffn.out"] == "equal"
+    assert verdicts["layers.0.ffn.act"] == "missing"  # neurons that rest are not computed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

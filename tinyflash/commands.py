@@ -18,9 +18,11 @@ def open_model(source, **settings):
     path = find_model(source)
     if is_store(path) or settings.get("memory") is not None:
         with terminal.progress(f"Converting {source} for flash", "bytes") as report:
-            path = store_of(path, report)
+            store = store_of(path, report)
+        if store != path:
+            terminal.note(f"{source} is read from the flash directory {store}")
         with terminal.progress("Checking what was written", "bytes") as report:
-            verify_once(open_store(path), report)
+            verify_once(open_store(store), report)
     with terminal.waiting(f"Opening {source}"):
         model = tinyflash.load(source, **settings)
     terminal.note(model.residency())

@@ -49,6 +49,9 @@ CHECKPOINT_FILES = (
     "model*.safetensors.index.json",
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
+    "flash.json",
+    "resident.safetensors",
+    "ffn.safetensors",
 )
 
 
@@ -64,6 +67,8 @@ def record(model, ids, *, squares=None):
     taps = {}
 
     def tap(name, tensor):
+        if tensor.dtype.kind != "f":  # which neurons flash moved: no tensor of the model
+            return
         if squares or short_name(name) not in SQUARE_TAPS:
             taps[name] = tensor.copy(order="C")
 
@@ -83,10 +88,13 @@ def manifest_of(model, ids, taps, *, command, engine="tinyflash", versions=None)
     config = model.config
     if versions is None:
         versions = {"tinyflash": tinyflash.__version__, "numpy": np.__version__}
-    checkpoint = open_checkpoint(model.path)
-    stored = getattr(checkpoint, "tensor_types", None)  # GGUF's own names
-    if stored is None:
-        stored = {entry.dtype for entry in checkpoint.entries.values()}
+    if model.flash:
+        stored = {model.flash.store.dtype}
+    else:
+        checkpoint = open_checkpoint(model.path)
+        stored = getattr(checkpoint, "tensor_types", None)  # GGUF's own names
+        if stored is None:
+            stored = {entry.dtype for entry in checkpoint.entries.values()}
     margins = top_two_margins(taps["logits"])
     return {
         "format": FORMAT,
