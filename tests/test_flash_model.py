@@ -88,6 +88,7 @@ def test_costs_are_counted_pass_by_pass(tmp_path):
     assert {cost.bytes_wanted for _, cost in model.flash.costs} == {every_byte}
     mean = model.flash.cost_per_token(3)
     assert mean["bytes_wanted"] == every_byte and mean["calls"] == store.config.layers
+    assert sum(mean["chunk_sizes"].values()) == mean["reads"]
     assert model.flash.cost_per_token(0) == {}
 
 

@@ -89,7 +89,10 @@ def show(generation, options):
         f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, ended by: {generation.stop_reason}"
     )
     if options.stats:
-        rows = [(name, f"{value:,.4g}") for name, value in cost["flash"].items()]
+        spent = dict(cost["flash"])
+        sizes = spent.pop("chunk_sizes", {})
+        rows = [(name, f"{value:,.4g}") for name, value in spent.items()]
+        rows += [(f"reads of {size / 1024:g} KiB", f"{n:,.3g}") for size, n in sizes.items()]
         terminal.table("flash, for each new token but the first", ("what", "mean"), rows)
 
 

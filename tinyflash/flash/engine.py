@@ -48,14 +48,19 @@ class FlashEngine:
         self.costs.append((tokens, sum(spent, TokenCounters())))
 
     def cost_per_token(self, tokens):
-        """Means over the last `tokens` passes of one token, as a dict of numbers.
+        """Means over the last `tokens` passes of one token: dict of numbers; empty for no tokens.
 
-        Bytes, reads, milliseconds and neurons of all layers together; empty for no tokens.
+        Bytes, reads, milliseconds and neurons of all layers together; `chunk_sizes` is a dict in
+        it, from the size of a read in bytes to how many a token had.
         """
         costs = [cost for _, cost in self.costs[-tokens:]] if tokens else []
-        names = [field.name for field in fields(TokenCounters) if field.name != "chunk_sizes"]
-        total = sum(costs, TokenCounters())
-        return {name: getattr(total, name) / len(costs) for name in names} if costs else {}
+        if not costs:
+            return {}
+        total, n = sum(costs, TokenCounters()), len(costs)
+        means = {field.name: getattr(total, field.name) for field in fields(TokenCounters)}
+        sizes = sorted(means.pop("chunk_sizes").items())
+        means = {name: value / n for name, value in means.items()}
+        return means | {"chunk_sizes": {size: count / n for size, count in sizes}}
 
     def describe(self):
         """One line: what stays in DRAM and what is read."""
