@@ -92,6 +92,20 @@ def test_costs_are_counted_pass_by_pass(tmp_path):
     assert model.flash.cost_per_token(0) == {}
 
 
+def test_what_is_kept_is_said_as_it_is(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    model = tinyflash.load(folder, memory="90%")
+    kept = len(model.flash.feed_forwards[0].resident)
+    assert 0 < kept < model.flash.budget.rows  # some of the rows are what others pass through
+    assert f"{kept} of {model.config.ffn_width} neurons a layer kept" in model.residency()
+    smooth = tmp_path / "smooth"
+    write_model(smooth, CONFIGS["llama"])
+    model = tinyflash.load(smooth, memory="90%", mode="window")
+    assert "silu is zero almost nowhere" in model.residency()
+    assert "projection" not in model.residency()
+
+
 def test_everything_in_memory_reads_nothing(tmp_path):
     folder = tmp_path / "model"
     write_model(folder, CONFIGS["llama"])

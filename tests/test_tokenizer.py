@@ -152,7 +152,7 @@ def test_directories_without_a_tokenizer_that_we_can_read(tmp_path):
         open_tokenizer(tmp_path)
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text("{eos}")
-    with pytest.raises(ValueError, match=r"generation_config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: damaged JSON"):
         open_tokenizer(tmp_path)
 
 

@@ -15,8 +15,9 @@ from tinyflash.sources import find_model
 
 def open_model(source, **settings):
     """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
-    path = find_model(source)
-    if is_store(path) or settings.get("memory") is not None:
+    converts = settings.get("memory") is not None
+    if converts or is_store(source):
+        path = find_model(source)
         with terminal.progress(f"Converting {source} for flash", "bytes") as report:
             store = store_of(path, report)
         if store != path:

@@ -17,7 +17,7 @@ from tinyflash.matrices import HalfMatrix
 from tinyflash.sources import find_model
 from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
 from tinyflash.transformer import forward, no_tap
-from tinyflash.weights import load_weights
+from tinyflash.weights import bytes_of, load_weights
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -134,7 +134,7 @@ class Model:
         """Bytes of all weights that are kept; a matrix under two names counts once."""
         if self.flash:
             return self.flash.nbytes
-        return sum({id(w): w.nbytes for w in self.weights.values()}.values())
+        return bytes_of(self.weights)
 
     def residency(self):
         """One line: what of the weights is kept, in which format, in how many bytes."""

@@ -10,6 +10,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from tinyflash.checkpoint import json_object
+
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
 INCOMPLETE = "\ufffd"  # what bytes that are no character (yet) are decoded to
@@ -214,15 +216,7 @@ def open_tokenizer(directory):
 
 def read_json(path):
     """A JSON dictionary; an empty one if there is no such file; ValueError if it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (no dictionary); download it again.")
-    return value
+    return json_object(path.read_bytes(), path) if path.is_file() else {}
 
 
 def read_backend(path, read):

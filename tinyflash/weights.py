@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,25 +25,48 @@ def load_weights(checkpoint, config, dtype=np.float32):
     returns : dict name -> float array or HalfMatrix
     raises  : ValueError if a tensor is missing, misshapen, left over, or has Inf or NaN
     """
-    places = tensor_names(config)
-    prefix = family_prefix(config)
-    weights, used = {}, set()
-    for name, shape in weight_shapes(config).items():
-        place = places[name]
-        stored = stored_name(checkpoint, place.name, prefix)
-        used.add(stored)
-        tensor = checkpoint[stored]
-        array = tensor.array.T if place.transposed else tensor.array
-        array = array[place.first : place.last]
-        if array.shape != shape:
+    places = locate(checkpoint, config, weight_shapes(config))
+    refuse_left_over(checkpoint, config, {place.name for place in places.values()})
+    return bind_all(checkpoint, places, dtype)
+
+
+def bind_all(checkpoint, places, dtype):
+    """The weights at some places of a checkpoint, bound: dict name -> array or HalfMatrix."""
+    weights = {}
+    for name, place in places.items():
+        array, stored_dtype = take(checkpoint, place)
+        weights[name] = bind(array, stored_dtype, place.name, dtype)
+    return weights
+
+
+def locate(checkpoint, config, names):
+    """Where a checkpoint keeps some weights; none is read.
+
+    returns: dict our name -> families.Stored, under the name that this checkpoint has
+    raises : ValueError if one is missing or misshapen
+    """
+    shapes, places, prefix = weight_shapes(config), tensor_names(config), family_prefix(config)
+    located = {}
+    for name in names:
+        place = replace(places[name], name=stored_name(checkpoint, places[name].name, prefix))
+        stored = checkpoint.shape(place.name)
+        rows, *columns = (stored[::-1] if place.transposed else stored) or (0,)
+        shape = (len(range(rows)[place.first : place.last]), *columns)
+        if shape != shapes[name]:
             raise ValueError(
-                f"{checkpoint.path}: tensor {stored} is {shape_text(tensor.array.shape)} and gives "
-                f"{shape_text(array.shape)} where config.json calls for {shape_text(shape)} "
+                f"{checkpoint.path}: tensor {place.name} is {shape_text(stored)} and gives "
+                f"{shape_text(shape)} where config.json calls for {shape_text(shapes[name])} "
                 f"({name}); the config and the weights do not belong together."
             )
-        weights[name] = bind(array, tensor.dtype, stored, dtype)
-    refuse_left_over(checkpoint, config, used)
-    return weights
+        located[name] = place
+    return located
+
+
+def take(checkpoint, place):
+    """A weight as (out, in), mapped where it can be, and the name of its dtype."""
+    tensor = checkpoint[place.name]
+    array = tensor.array.T if place.transposed else tensor.array
+    return array[place.first : place.last], tensor.dtype
 
 
 def bind(array, stored_dtype, name, dtype):
@@ -126,3 +150,8 @@ def save_checkpoint(directory, hf_config, config, weights, dtype="float16"):
     unfinished = directory / "config.json.part"
     unfinished.write_text(json.dumps(hf_config, indent=2) + "\n")
     os.replace(unfinished, directory / "config.json")
+
+
+def bytes_of(weights):
+    """Bytes of the weights in a dict as they are kept; a matrix under two names counts once."""
+    return sum({id(weight): weight.nbytes for weight in weights.values()}.values())

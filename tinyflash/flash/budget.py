@@ -2,17 +2,21 @@
 
     memory = resident weights + L · (rows · bytes of a row [+ the projection that tells])
 
-The KV cache comes on top; its bytes are stated beside it.
+The KV cache comes on top.
 """
 
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 from tinyflash.flash.activity import exact_note
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10} | {
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
     "MIB": 2**20,
     "GIB": 2**30,
 }
@@ -67,10 +71,8 @@ def budget_for(store, memory, resident, mode):
         if share >= telling + rest:
             rows = (share - telling) // rest
             return Budget(memory, resident, int(min(rows, F)), "resident")
-        # The buffer through which the projection is read takes its part of the share.
-        rows = share // store.row_bytes
-    else:
-        rows = share // store.row_bytes
+    # Mode window: the buffer through which the projection is read takes its part of each row.
+    rows = share // store.row_bytes
     if rows < 1:
         least = resident + L * store.row_bytes
         raise ValueError(
@@ -78,8 +80,3 @@ def budget_for(store, memory, resident, mode):
             f"and embeddings), and the memory allowed is {memory:,}; allow more."
         )
     return Budget(memory, resident, int(min(rows, F)), "read")
-
-
-def resident_bytes(weights):
-    """Bytes of the weights in a dict; a matrix under two names counts once."""
-    return sum({id(weight): int(np.int64(weight.nbytes)) for weight in weights.values()}.values())

@@ -31,12 +31,10 @@ from tinyflash.flash.store import (
     file_digest,
     flash_names,
     is_store,
-    locate,
-    take,
 )
 from tinyflash.flash.unfinished import digested_file, whole_or_nothing
 from tinyflash.sources import SMALL_FILES, find_model
-from tinyflash.weights import refuse_left_over
+from tinyflash.weights import locate, refuse_left_over, take
 
 # Bytes of neurons gathered at a time: so few that the columns of a down projection, which become
 # rows, pass through the processor's cache; a piece of 1 MiB takes five times as long.

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from tinyflash.flash.budget import Budget, budget_for, parse_memory, resident_bytes
+from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, FlashFeedForward
 from tinyflash.flash.reader import FlashReader
 from tinyflash.flash.store import Store, resident_weights
 from tinyflash.flash.verified import verify_once
 from tinyflash.transformer import no_tap
+from tinyflash.weights import bytes_of
 
 
 @dataclass
@@ -64,18 +65,17 @@ class FlashEngine:
 
     def describe(self):
         """One line: what stays in DRAM and what is read."""
-        F = self.store.config.ffn_width
-        words = {
-            "naive": "every neuron is read for every token",
-            "hybrid": f"{self.budget.rows:,} of {F:,} neurons a layer kept, the others read for "
-            "every token",
-            "window": f"the neurons of the last {self.k} tokens kept, in {self.budget.rows:,} of "
-            f"{F:,} rows a layer; who fires is told by a projection that is "
-            f"{'kept' if self.budget.activity == 'resident' else 'read'}",
-        }
-        note = self.feed_forwards[0].exact_note
-        line = f"{self.mode}: {words[self.mode]}"
-        return f"{line}; {note}" if note and self.mode == "window" else line
+        F, first = self.store.config.ffn_width, self.feed_forwards[0]
+        if self.mode == "naive":
+            return "naive: every neuron is read for every token"
+        if self.mode == "hybrid":
+            kept = len(first.resident)
+            return f"hybrid: {kept:,} of {F:,} neurons a layer kept, the others read each token"
+        line = f"window: the neurons of the last {self.k} tokens kept, in {self.budget.rows:,} of "
+        if first.exact_note:
+            return f"{line}{F:,} rows a layer; {first.exact_note}"
+        told = "kept" if self.budget.activity == "resident" else "read"
+        return f"{line}{F:,} rows a layer; who fires is told by a projection that is {told}"
 
 
 def open_engine(store, *, memory=None, mode="hybrid", k=5, dtype=np.float32):
@@ -92,7 +92,7 @@ def open_engine(store, *, memory=None, mode="hybrid", k=5, dtype=np.float32):
         raise ValueError(f"A window is at least 1 token long, not {k}.")
     verify_once(store)
     weights = resident_weights(store, dtype)
-    resident = resident_bytes(weights)
+    resident = bytes_of(weights)
     whole = resident + store.config.layers * store.config.ffn_width * store.row_bytes
     allowed = whole if memory is None else parse_memory(memory, whole)
     budget = budget_for(store, allowed, resident, mode)

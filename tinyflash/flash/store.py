@@ -12,14 +12,14 @@ Both weight files are ordinary safetensors files.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.checkpoint import Checkpoint, json_object
 from tinyflash.config import ModelConfig, weight_shapes
-from tinyflash.families import family_prefix, read_config, tensor_names
+from tinyflash.families import read_config
 from tinyflash.flash.bundles import (
     BLOCK,
     BUNDLINGS,
@@ -30,7 +30,7 @@ from tinyflash.flash.bundles import (
     tensor_name,
 )
 from tinyflash.safetensors_file import safetensors_entries
-from tinyflash.weights import bind, shape_text, stored_name
+from tinyflash.weights import bind_all, locate
 
 FORMAT_VERSION = 1
 MANIFEST, RESIDENT, FFN = "flash.json", "resident.safetensors", "ffn.safetensors"
@@ -201,11 +201,7 @@ def resident_weights(store, dtype=np.float32):
     checkpoint = Checkpoint(store.path, store.hf_config, safetensors_entries(store.path / RESIDENT))
     flash = flash_names(store.config)
     names = [name for name in weight_shapes(store.config) if name not in flash]
-    weights = {}
-    for name, place in locate(checkpoint, store.config, names).items():
-        array, stored = take(checkpoint, place)
-        weights[name] = bind(array, stored, place.name, dtype)
-    return weights
+    return bind_all(checkpoint, locate(checkpoint, store.config, names), dtype)
 
 
 def flash_names(config):
@@ -215,33 +211,3 @@ def flash_names(config):
         for layer in range(config.layers)
         for part in parts_of(config)
     ]
-
-
-def locate(checkpoint, config, names):
-    """Where a checkpoint keeps some weights; none is read.
-
-    returns: dict our name -> families.Stored, under the name that this checkpoint has
-    raises : ValueError if one is missing or misshapen
-    """
-    shapes, places, prefix = weight_shapes(config), tensor_names(config), family_prefix(config)
-    located = {}
-    for name in names:
-        place = replace(places[name], name=stored_name(checkpoint, places[name].name, prefix))
-        stored = checkpoint.shape(place.name)
-        rows, *columns = (stored[::-1] if place.transposed else stored) or (0,)
-        shape = (len(range(rows)[place.first : place.last]), *columns)
-        if shape != shapes[name]:
-            raise ValueError(
-                f"{checkpoint.path}: tensor {place.name} is {shape_text(stored)} and gives "
-                f"{shape_text(shape)} where config.json calls for {shape_text(shapes[name])} "
-                f"({name}); the config and the weights do not belong together."
-            )
-        located[name] = place
-    return located
-
-
-def take(checkpoint, place):
-    """A weight as (out, in), mapped where it can be, and the name of its dtype."""
-    tensor = checkpoint[place.name]
-    array = tensor.array.T if place.transposed else tensor.array
-    return array[place.first : place.last], tensor.dtype

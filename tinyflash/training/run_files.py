@@ -4,9 +4,8 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 STATE = "training_state.safetensors"
 MOMENTS = ("first", "second")  # of AdamW
@@ -40,13 +39,10 @@ def load_state(directory):
     if not path.exists():
         return None
     try:
-        arrays = load_file(path)
-        header_length = int(np.fromfile(path, dtype="<u8", count=1)[0])
-        with open(path, "rb") as file:
-            file.seek(8)
-            metadata = json.loads(file.read(header_length))["__metadata__"]
-        run = json.loads(metadata["run"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        with safe_open(path, framework="np") as file:
+            run = json.loads(file.metadata()["run"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} cannot be resumed from ({error}); delete it to train from the beginning."
         ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint import json_object, open_checkpoint
 from tinyflash.families import read_config
 from tinyflash.training.language_model import Recipe, check_lengths, train
 from tinyflash.training.vocabulary import encode_documents, train_tokenizer, write_tokenizer
@@ -26,7 +26,7 @@ def train_lm(options, report):
     returns : dict for the summary
     raises  : ValueError or OSError, one sentence, for bad input; nothing is written then
     """
-    hf_config = read_json(options.config)
+    hf_config = json_object(Path(options.config).read_bytes(), Path(options.config))
     config = read_config(hf_config)
     start = Path(options.start) if options.start else None
     initial = None if start is None else plain_weights(start, config)
@@ -120,17 +120,6 @@ def plain_weights(directory, config):
         name: weight.dense() if hasattr(weight, "dense") else np.array(weight, dtype=np.float32)
         for name, weight in weights.items()
     }
-
-
-def read_json(path):
-    """A JSON object from a file; ValueError if it is not one."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a config.json: {error}.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a config.json: it holds no object.")
-    return value
 
 
 def write_curve(path, curve):
