@@ -98,6 +98,17 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
+def fatrelu(a, threshold):
+    """a where a ≥ threshold, else 0: an activation forced to rest more often.
+
+    After a ReLU this is FATReLU(x) = x if x ≥ T else 0 (LLM in a flash, §5, for Llama 2). After
+    another activation the trained curve stays as it is above the threshold.
+
+    a : (..., F), activations;  threshold : 0-d array or number, above 0
+    """
+    return np.where(a >= threshold, a, 0)
+
+
 # The names that config.json files use for them.
 ACTIVATIONS = {
     "relu": relu,
@@ -105,6 +116,12 @@ ACTIVATIONS = {
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
 }
+
+
+def activation(name, threshold=None):
+    """The activation called `name`, cut off below a threshold where one is given (`fatrelu`)."""
+    activate = ACTIVATIONS[name]
+    return activate if threshold is None else lambda x: fatrelu(activate(x), threshold)
 
 
 def rotary_frequencies(rope, K):

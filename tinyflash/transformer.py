@@ -15,7 +15,15 @@ import math
 
 import numpy as np
 
-from tinyflash.ops import ACTIVATIONS, NORMS, linear, rotary, rotary_frequencies, rows, softmax
+from tinyflash.ops import (
+    NORMS,
+    activation,
+    linear,
+    rotary,
+    rotary_frequencies,
+    rows,
+    softmax,
+)
 
 
 def no_tap(name, tensor):
@@ -150,7 +158,7 @@ def dense_feed_forward(layer, config, x, tap):
 
     x : (..., T, D);  returns: (..., T, D)
     """
-    activate = ACTIVATIONS[config.activation]
+    activate = activation(config.activation, layer("ffn.threshold"))
     pre = linear(x, layer("ffn.up.weight"), layer("ffn.up.bias"))  # (..., T, F)
     tap("ffn.pre", pre)
     if config.gated:

@@ -21,9 +21,11 @@ class TokenCounters:
     io_ms       : waiting for flash
     memory_ms   : memory management: window, swap-delete, append, parts put side by side
     compute_ms  : finding the active neurons, decoding, multiplying
-    wanted      : neurons that the tokens used (their union, layer by layer)
+    wanted      : neurons that the tokens used, or were predicted to (their union, layer by layer)
+    fired       : (token, neuron) pairs computed whose activation was not zero
     loaded      : neurons read from flash
     evicted     : neurons that gave their rows away
+    held        : neurons in DRAM afterwards
     slices      : passes through the rows; as many as calls where everything fitted at once
     """
 
@@ -36,8 +38,10 @@ class TokenCounters:
     memory_ms: float = 0.0
     compute_ms: float = 0.0
     wanted: int = 0
+    fired: int = 0
     loaded: int = 0
     evicted: int = 0
+    held: int = 0
     slices: int = 0
 
     def __add__(self, other):
