@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinyflash import matrices
-from tinyflash.matrices import HalfMatrix, decode, decode_plainly
+from tinyflash.matrices import HalfMatrix, decode, decode_plainly, widen
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 MANTISSA = {"float16": 10, "bfloat16": 7}
@@ -111,6 +111,13 @@ def test_multiply_is_the_dense_product(format, rows, leading, small_tiles):
     assert np.all(np.abs(y - exact) <= 1e-12)
 
 
+def test_a_large_x_does_not_overflow_on_the_way(small_tiles):
+    matrix, plain = random_matrix("float16", (10, 13))
+    for size in (2.0**14, 2.0**15, 2.0**17):  # times 2^112, the last would be infinite
+        x = np.full((1, 13), size, dtype=np.float32)
+        np.testing.assert_allclose(matrix.multiply(x), x @ plain.T, rtol=1e-5, atol=size * 1e-5)
+
+
 def test_multiply_takes_views_and_leaves_them_alone(small_tiles):
     matrix, plain = random_matrix("float16", (10, 13))
     wide = np.random.default_rng(1).standard_normal((13, 4)).astype(np.float32)
@@ -123,7 +130,7 @@ def test_small_tiles_really_are_several(monkeypatch, small_tiles):
     matrix, _ = random_matrix("float16", (10, 13))
     heights = []
     monkeypatch.setattr(
-        matrices, "decode", lambda bits, *a, **k: heights.append(len(bits)) or decode(bits, *a, **k)
+        matrices, "widen", lambda bits, *a, **k: heights.append(len(bits)) or widen(bits, *a, **k)
     )
     matrix.multiply(np.ones(13, dtype=np.float32))
     assert sorted(heights) == [1, 3, 3, 3]

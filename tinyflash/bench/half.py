@@ -2,7 +2,7 @@
 
     python -m tinyflash.bench.half [--json]
 
-Both routes decode the same tiles with the same two workers; only `matrices.decode` differs. They
+Both routes decode the same tiles with the same two workers; only how differs. They
 are measured in turn, so that a busy moment of the machine strikes both.
 """
 
@@ -22,7 +22,7 @@ def measure(format, T, rounds=7):
     """Seconds of one product by both routes: medians over `rounds`, taken in turn.
 
     format : "float16" or "bfloat16";  T : rows of x
-    returns: seconds by `decode`, seconds by `decode_plainly`
+    returns: seconds by bit moves, seconds by `decode_plainly`
     """
     rng = np.random.default_rng(0)
     W = rng.standard_normal((ROWS, COLUMNS), dtype=np.float32)
@@ -31,18 +31,21 @@ def measure(format, T, rounds=7):
         stored = (W.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     matrix = matrices.HalfMatrix(stored)
     x = rng.standard_normal((T, COLUMNS), dtype=np.float32)
-    routes = {"fast": matrices.decode, "plain": matrices.decode_plainly}
+    routes = {
+        "fast": matrices.decoder_for,
+        "plain": lambda x, format: (x, matrices.decode_plainly),
+    }
     seconds = {name: [] for name in routes}
     matrix.multiply(x)  # looks for Inf once
     try:
         for _ in range(rounds):
             for name, route in routes.items():
-                matrices.decode = route
+                matrices.decoder_for = route
                 began = time.perf_counter()
                 matrix.multiply(x)
                 seconds[name].append(time.perf_counter() - began)
     finally:
-        matrices.decode = routes["fast"]
+        matrices.decoder_for = routes["fast"]
     return statistics.median(seconds["fast"]), statistics.median(seconds["plain"])
 
 
