@@ -37,8 +37,10 @@ EXACT = 1e-12
 WAYS = (  # mode, source of activity
     ("naive", "resident"),
     ("hybrid", "resident"),
+    ("predictor", "resident"),
     ("window", "resident"),
-    ("window", "read"),
+    ("all", "resident"),
+    ("all", "read"),
 )
 BUNDLINGS = ("row-column", "plain")
 
@@ -433,7 +435,7 @@ def test_float32_stays_float32(mode, activity, monkeypatch):
 
     def watched(x, *arguments):
         y = original(x, *arguments)
-        biases, known = arguments[-2:]
+        biases, known = arguments[5:7]
         seen.update(a.dtype for a in (x, y, *biases.values(), *known.values()))
         return y
 
@@ -531,7 +533,7 @@ def test_what_cannot_be_meant_is_refused():
     store, reader = on_flash(weights)
     for wrong, words in (
         ({"rows": 0}, "No neuron of layer 0 fits"),
-        ({"rows": 5, "mode": "lazy"}, "naive, hybrid, window"),
+        ({"rows": 5, "mode": "lazy"}, "naive, hybrid, predictor, window, all"),
         ({"rows": 5, "mode": "window", "k": 0}, "at least 1 token"),
         ({"rows": 5, "mode": "window", "activity": "guessed"}, '"resident" or "read"'),
     ):

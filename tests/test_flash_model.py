@@ -9,8 +9,9 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.cli import main
 from tinyflash.flash import verified
-from tinyflash.flash.budget import budget_for, parse_memory
+from tinyflash.flash.budget import budget_for, parse_memory, rows_by_layer
 from tinyflash.flash.convert import convert
+from tinyflash.flash.engine import open_engine
 from tinyflash.flash.store import open_store
 from tinyflash.taps import FLASH_TAPS
 
@@ -26,7 +27,7 @@ def say(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("mode", ["naive", "hybrid", "window"])
+@pytest.mark.parametrize("mode", ["naive", "hybrid", "window", "all"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_flash_equals_dense_in_every_family_and_mode(tmp_path, name, mode):
     folder = tmp_path / "model"
@@ -97,7 +98,7 @@ def test_what_is_kept_is_said_as_it_is(tmp_path):
     write_model(folder, CONFIGS["opt"])
     model = tinyflash.load(folder, memory="90%")
     kept = len(model.flash.feed_forwards[0].resident)
-    assert 0 < kept < model.flash.budget.rows  # some of the rows are what others pass through
+    assert 0 < kept < model.flash.budget.rows[0]  # some of the rows are what others pass through
     assert f"{kept} of {model.config.ffn_width} neurons a layer kept" in model.residency()
     smooth = tmp_path / "smooth"
     write_model(smooth, CONFIGS["llama"])
@@ -109,7 +110,7 @@ def test_what_is_kept_is_said_as_it_is(tmp_path):
 def test_everything_in_memory_reads_nothing(tmp_path):
     folder = tmp_path / "model"
     write_model(folder, CONFIGS["llama"])
-    model = tinyflash.load(folder, memory="100%")
+    model = tinyflash.load(folder, memory="200%")
     model.flash.costs.clear()
     model.logits(PROMPT)
     assert model.flash.costs[0][1].bytes_read == 0
@@ -151,16 +152,53 @@ def test_a_budget_holds_what_it_says(tmp_path):
     write_model(folder, CONFIGS["opt"])
     store = open_store(convert(folder, tmp_path / "model.flash"))
     L, row = store.config.layers, store.row_bytes
-    assert budget_for(store, 1000 + L * 7 * row, 1000, "hybrid").rows == 7
-    assert budget_for(store, 1000 + L * 7 * row - 1, 1000, "hybrid").rows == 6
-    assert budget_for(store, 10**9, 1000, "hybrid").rows == store.config.ffn_width
+    assert budget_for(store, 1000 + L * 7 * row, 1000, "hybrid").rows == (7,) * L
+    assert budget_for(store, 1000 + L * 7 * row - 1, 1000, "hybrid").rows == (6,) * L
+    assert budget_for(store, 10**9, 1000, "hybrid").rows == (store.config.ffn_width,) * L
     telling = store.config.ffn_width * row // 2  # the up projection of one layer
     kept = budget_for(store, 1000 + L * (telling + 5 * row // 2), 1000, "window")
-    assert (kept.activity, kept.rows) == ("resident", 5)
+    assert (kept.activity, kept.rows, kept.telling) == ("resident", (5,) * L, L * telling)
     read = budget_for(store, 1000 + L * (telling - row), 1000, "window")
-    assert read.activity == "read" and read.rows == (telling - row) // row
+    assert read.activity == "read" and read.rows == ((telling - row) // row,) * L
     with pytest.raises(ValueError, match=r"needs at least .* allow more"):
         budget_for(store, 1000 + L * row - 1, 1000, "hybrid")
+
+
+def test_the_kv_cache_is_a_part_of_the_budget(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    store = open_store(convert(folder, tmp_path / "model.flash"))
+    config, row = store.config, store.row_bytes
+    L, token = config.layers, 4 * config.layers * config.kv_heads * config.head_width
+    memory = 1000 + 3 * token + L * 7 * row
+    assert budget_for(store, memory, 1000, "hybrid", tokens=3).rows == (7,) * L
+    assert budget_for(store, memory - 1, 1000, "hybrid", tokens=3).rows == (6,) * L
+    beside = budget_for(store, 1000 + L * row, 1000, "hybrid", tokens=3)  # no neuron would fit
+    assert not beside.kv_inside and beside.rows == (1,) * L
+
+    engine = open_engine(store, memory="100%", mode="hybrid", tokens=9)
+    rows = engine.budget.rows[0]
+    engine.reserve(9)
+    assert engine.budget.rows[0] == rows
+    engine.reserve(20)
+    assert engine.budget.tokens == 20 and engine.budget.rows[0] < rows
+    assert len(engine.feed_forwards[0].resident) < engine.budget.rows[0]
+    assert engine.nbytes + engine.budget.kv_cache <= engine.budget.memory
+    assert sum(engine.components().values()) <= engine.budget.memory
+    model = tinyflash.load(store.path, memory="140%")
+    cache = model.new_cache(10)
+    model.logits(PROMPT, cache)
+    assert cache.keys[0].dtype == np.float16
+    assert cache.nbytes == 10 * token
+
+
+def test_layers_get_rows_as_their_windows_need_them():
+    windows = [{"mean": [10, 15, 18]}, {"mean": [30, 45, 54]}]
+    assert rows_by_layer(60, 100, windows) == ([15, 45], 2)
+    assert rows_by_layer(59, 100, windows) == ([14, 44], 1)
+    assert rows_by_layer(20, 100, windows) == ([5, 15], 0)
+    assert rows_by_layer(200, 100, windows) == ([50, 100], 3)
+    assert rows_by_layer(2, 100, windows) == ([1, 1], 0)
 
 
 def test_the_command_converts_checks_and_generates(tmp_path, capsys):

@@ -39,10 +39,13 @@ class Scripted:
         self.eos_ids = frozenset([END])
         self.tokenizer = tokenizer
 
-    def new_cache(self):
-        cache = SimpleNamespace(length=0)
+    def new_cache(self, tokens=64):
+        cache = SimpleNamespace(length=0, reserve=lambda tokens: None)
         cache.truncate = lambda length: setattr(cache, "length", length)
         return cache
+
+    def reserve(self, tokens):
+        pass
 
     def with_sampling(self, settings):
         return settings

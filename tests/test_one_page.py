@@ -87,7 +87,7 @@ def engine_over(reader, F, D, bundled, b, rows, k, trace):
         row_bytes = 4 * D
 
     return FlashFeedForward(
-        Store, 0, reader, b, rows=rows, k=k, mode="window", activity=Given(trace[:, None])
+        Store, 0, reader, b, rows=rows, k=k, mode="all", activity=Given(trace[:, None])
     )
 
 

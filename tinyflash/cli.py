@@ -59,15 +59,14 @@ def parser():
     add("--seed", type=int, metavar="S", help="of the random draws")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
     add("--chat", action="store_true", help="the prompt is a question; without one, converse")
-    add("--memory", metavar="M", help="DRAM for the weights, as 50%% or 6.65GB; the rest on flash")
-    add("--mode", default="hybrid", choices=MODES, help="what flash feed-forwards keep in DRAM")
-    add("--window", type=int, default=5, metavar="K", help="mode window: tokens it is long")
+    add_memory(add)
     add("--stats", action="store_true", help="what each token cost on flash")
 
     add = verb(verbs, "evaluate", commands.evaluate, "perplexity on a text, or multiple choice")
     add("model", metavar="MODEL")
     add("--text", metavar="FILE", help="measure perplexity on this text")
     add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
+    add_memory(add)
 
     add = verb(verbs, "convert", commands.convert_model, "write a model as a flash directory")
     add("model", metavar="MODEL")
@@ -76,7 +75,7 @@ def parser():
     add("--dtype", default="keep", choices=("keep", "float16", "bfloat16", "float32"))
     add("--check", action="store_true", help="MODEL is a flash directory: verify its digests")
 
-    trains = verbs.add_parser("train", help="train a language model").add_subparsers(
+    trains = verbs.add_parser("train", help="train a model, or predictors").add_subparsers(
         required=True, metavar="WHAT"
     )
     add = verb(trains, "lm", commands.train_language_model, "train a language model from nothing")
@@ -115,6 +114,13 @@ def parser():
     add("other", metavar="OTHER.safetensors")
     add("--all", action="store_true", help="show every tensor, not only those that differ")
     return top
+
+
+def add_memory(add):
+    """Arguments of verbs that can run a model from flash."""
+    add("--memory", metavar="M", help="DRAM for weights and KV cache, as 50%% or 6.65GB")
+    add("--mode", choices=MODES, help="how flash is used; default: the best there is")
+    add("--window", type=int, metavar="K", help="tokens it is long; default: as many as fit")
 
 
 def verb(verbs, name, function, help):

@@ -27,7 +27,14 @@ def open_model(source, **settings):
     with terminal.waiting(f"Opening {source}"):
         model = tinyflash.load(source, **settings)
     terminal.note(model.residency())
+    if model.flash:
+        terminal.note(model.flash.describe_memory())
     return model
+
+
+def flash_settings(options):
+    """What `--memory`, `--mode` and `--window` mean for `tinyflash.load`."""
+    return {"memory": options.memory, "mode": options.mode, "k": options.window}
 
 
 def generate(options):
@@ -38,8 +45,7 @@ def generate(options):
     if options.prompt is None and not options.chat:
         raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    flash = {"memory": options.memory, "mode": options.mode, "k": options.window}
-    model = open_model(options.model, **flash)
+    model = open_model(options.model, **flash_settings(options))
     if options.stats and not model.flash:
         raise ValueError("There are no statistics of flash without it; give --memory, as in 50%.")
     settings = {
@@ -79,6 +85,7 @@ def show(generation, options):
     }
     if flash:
         cost["flash"] = flash.cost_per_token(max(0, tokens - 1))
+        cost["dram_bytes"] = flash.components()
     if as_json:
         print(json.dumps(cost))
         return
@@ -140,7 +147,7 @@ def evaluate(options):
         raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
     text = Path(options.text).read_text(encoding="utf-8") if options.text else None
     questions = read_questions(options.choices) if options.choices else None
-    model = open_model(options.model)
+    model = open_model(options.model, **flash_settings(options))
     result, rows = {"model": options.model}, []
     if text is not None:
         with terminal.progress("Perplexity", "tokens") as report:

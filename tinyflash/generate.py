@@ -80,7 +80,11 @@ class Generation:
         self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
         self.rng = np.random.default_rng(seed)
         self.stop = stop
-        self.cache = model.new_cache() if cache is None else cache
+        tokens = min(len(prompt_ids) + max_new_tokens, model.config.context)
+        self.cache = model.new_cache(tokens) if cache is None else cache
+        if cache is not None:
+            model.reserve(tokens)
+            cache.reserve(tokens)
         self.ids = []
         self.text = ""
         self.stop_reason = None

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tinyflash.matrices import decode, pool
+
 
 class KVCache:
     """One growing buffer of keys and one of values per layer.
@@ -9,6 +11,8 @@ class KVCache:
     The buffers are (G, capacity, K): each head's keys lie together, as attention multiplies
     them. `length` counts the tokens that every layer has; a pass that fails half-way leaves it,
     and so the cache, as it was.
+
+    In float16 it takes half of the DRAM; what attention is given is decoded for each call.
     """
 
     def __init__(self, config, dtype=np.float32, capacity=64):
@@ -23,17 +27,28 @@ class KVCache:
         """DRAM that the buffers take, in bytes."""
         return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
 
+    def reserve(self, tokens):
+        """Make room for so many tokens at once, where doubling would take more."""
+        for layer in range(len(self.keys)):
+            self.keys[layer] = enlarged(self.keys[layer], self.length, tokens)
+            self.values[layer] = enlarged(self.values[layer], self.length, tokens)
+
     def append(self, layer, k, v):
         """Put this call's keys and values after the cached ones of one layer.
 
         k, v : (G, T, K)
-        returns: keys, values, each (G, S, K), views of the buffers; `length` is left for
-                 `advance`, once all layers have theirs
+        returns: keys, values, each (G, S, K), of k's dtype: views of the buffers, or decoded copies
+                 where these are float16; `length` is left for `advance`, once all layers have
+                 theirs
+        raises : ValueError if a number is too large for float16
         """
         end = self.length + k.shape[1]
         self.keys[layer] = written(self.keys[layer], self.length, k)
         self.values[layer] = written(self.values[layer], self.length, v)
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
+        cached = self.keys[layer][:, :end], self.values[layer][:, :end]
+        if cached[0].dtype == k.dtype:
+            return cached
+        return tuple(pool().map(in_float32, cached))
 
     def advance(self, tokens):
         """Count `tokens` more tokens as cached: every layer has appended theirs."""
@@ -70,12 +85,30 @@ def written(buffer, start, new):
     """The buffer with `new` written from token `start` on, enlarged first where it must be.
 
     buffer : (G, capacity, K);  new : (G, T, K)
+    raises : ValueError if the buffer is float16 and a number does not fit that
     """
-    G, capacity, K = buffer.shape
     end = start + new.shape[1]
-    if end > capacity:
-        larger = np.empty((G, max(end, 2 * capacity), K), dtype=buffer.dtype)
-        larger[:, :start] = buffer[:, :start]
-        buffer = larger
+    if end > buffer.shape[1]:
+        buffer = enlarged(buffer, start, max(end, 2 * buffer.shape[1]))
+    if buffer.dtype == np.float16 and not np.abs(new).max() < 65520:  # or not a number
+        raise ValueError(
+            "A key or value is beyond what float16 holds, so it cannot be cached in half precision; "
+            "load the model without a memory budget, or in float64."
+        )
     buffer[:, start:end] = new
     return buffer
+
+
+def enlarged(buffer, length, tokens):
+    """The buffer with room for `tokens` tokens, its first `length` kept: (G, ≥ tokens, K)."""
+    G, capacity, K = buffer.shape
+    if tokens <= capacity:
+        return buffer
+    larger = np.empty((G, tokens, K), dtype=buffer.dtype)
+    larger[:, :length] = buffer[:, :length]
+    return larger
+
+
+def in_float32(half):
+    """A view of a float16 buffer, decoded: bits are moved, see matrices.decode."""
+    return decode(half.view(np.uint16), "float16")

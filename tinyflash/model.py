@@ -87,9 +87,18 @@ class Model:
             f"the way went beyond {self.dtype}'s range; these weights make no working model."
         )
 
-    def new_cache(self):
-        """An empty KV cache for this model."""
-        return KVCache(self.config, self.dtype)
+    def new_cache(self, tokens=64):
+        """An empty KV cache for this model, with room for `tokens`; it grows as needed."""
+        self.reserve(tokens)
+        return KVCache(self.config, self.flash.kv_dtype if self.flash else self.dtype, tokens)
+
+    def reserve(self, tokens):
+        """See that the KV cache of so many tokens fits the memory allowed, if any is.
+
+        raises: ValueError if it does not
+        """
+        if self.flash:
+            self.flash.reserve(min(tokens, self.config.context))
 
     def generate(self, prompt, **settings):
         """A Generation: iterate over it for pieces of text.
@@ -144,21 +153,22 @@ class Model:
             by_format[kind] = by_format.get(kind, 0) + weight.nbytes
         parts = [f"{nbytes / 1e6:,.1f} MB {kind}" for kind, nbytes in by_format.items()]
         if self.flash:
-            kept = self.flash.nbytes - self.flash.budget.resident
+            kept = self.flash.components()["feed-forward rows"]
             parts.append(f"{kept / 1e6:,.1f} MB {self.flash.store.dtype} feed-forward rows")
         line = f"{self.name}: {' + '.join(parts)} in DRAM, computed in {self.dtype}"
         return f"{line}\n{self.flash.describe()}" if self.flash else line
 
 
-def load(source, *, memory=None, mode="hybrid", k=5, dtype="float32"):
+def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
     """Open a model.
 
     source : a directory, a flash directory, a GGUF file, a hub id, or the words `default` and
              `smollm2`
-    memory : most DRAM that the weights may take: bytes, or a text such as "50%" or "6.65GB"; the
-             rest is read from flash, and a model that is no flash directory is first converted
-             into one in the user's cache. None for all weights
-    mode   : of the flash feed-forwards: "naive", "hybrid" or "window";  k : tokens of the window
+    memory : most DRAM that weights and KV cache may take: bytes, or a text such as "50%" (of the
+             weights) or "6.65GB"; the rest is read from flash, and a model that is no flash
+             directory is first converted into one in the user's cache. None for all weights
+    mode   : of the flash feed-forwards, see flash/feed_forward.py; None for the best there is
+    k      : tokens of the window; None for as many as fit
     dtype  : "float32", or "float64" for proofs
     raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
     """

@@ -1,7 +1,8 @@
 """Exact sources of a layer's active neurons: those whose activation is not zero.
 
 For ReLU they are the neurons whose pre-activation (gated: whose gate) is above zero, a few
-percent of all. To know them exactly one must compute that projection, whole; a trained predictor
+percent of all. With a threshold (fatrelu.py) they are those that reach it, whatever the
+activation. To know them exactly one must compute that projection, whole; a trained predictor
 (LLM in a flash, §3.1) knows them nearly, and for a hundredth of the work.
 
 A source has `find(x, spent)`, which returns
@@ -16,15 +17,18 @@ import numpy as np
 
 from tinyflash.flash.neuron_rows import NeuronRows, ranges
 from tinyflash.matrices import HalfMatrix
-from tinyflash.ops import ACTIVATIONS, linear
+from tinyflash.ops import activation, linear
 
-ZERO_ON_AN_INTERVAL = ("relu",)  # the other activations are zero at single points, if anywhere
+ZERO_ON_AN_INTERVAL = ("relu", "relu2")  # the others are zero at single points, if anywhere
 SCANNED_BYTES = 4 << 20  # of a projection at a time
 
 
-def exact_note(config):
-    """What "active" comes to with this activation, one sentence; empty where neurons rest."""
-    if config.activation in ZERO_ON_AN_INTERVAL:
+def exact_note(config, threshold=None):
+    """What "active" comes to with this activation, one sentence; empty where neurons rest.
+
+    threshold: below which activations are cut off, or None for nowhere
+    """
+    if config.activation in ZERO_ON_AN_INTERVAL or threshold is not None:
         return ""
     return (
         f"{config.activation} is zero almost nowhere, so all {config.ffn_width} neurons of a layer "
@@ -32,23 +36,25 @@ def exact_note(config):
     )
 
 
-def exact_activity(store, layer, reader, biases, most_rows, where):
+def exact_activity(store, layer, reader, biases, most_rows, where, threshold=None):
     """The exact source for a layer.
 
     biases    : dict "up" and "gate" -> (F,), where they have one
     most_rows : rows that a buffer for reading may have
     where     : "resident" or "read"
+    threshold : below which the layer's activations are cut off, or None for nowhere
     raises    : ValueError for another word
     """
     if where not in ("resident", "read"):
         raise ValueError(f'Exact activity is "resident" or "read", not {where!r}.')
-    if exact_note(store.config):
+    if exact_note(store.config, threshold):
         return EveryNeuron(store.config.ffn_width)
     part = "gate" if store.config.gated else "up"
     rows = NeuronRows(store, layer, reader, (part,))
+    activate = activation(store.config.activation, threshold)
     if where == "resident":
-        return ResidentProjection(rows, biases.get(part), store.config.activation)
-    return ReadProjection(rows, biases.get(part), store.config.activation, most_rows)
+        return ResidentProjection(rows, biases.get(part), activate)
+    return ReadProjection(rows, biases.get(part), activate, most_rows)
 
 
 class EveryNeuron:
@@ -69,16 +75,17 @@ class EveryNeuron:
 class Projection:
     """The up projection (gated: the gate), all of which must be computed to know who is active."""
 
-    def __init__(self, rows, bias, activation):
+    def __init__(self, rows, bias, activate):
         """A projection that is on flash.
 
-        rows : NeuronRows of one part, "up" or "gate"
-        bias : (F,) or None;  activation : a key of ops.ACTIVATIONS
+        rows     : NeuronRows of one part, "up" or "gate"
+        bias     : (F,) or None
+        activate : the activation, a function of any shape
         """
         self.knows = rows.parts
         self.rows = rows
         self.bias = bias
-        self.activate = ACTIVATIONS[activation]
+        self.activate = activate
 
     @property
     def nbytes(self):
@@ -94,9 +101,9 @@ class Projection:
 class ResidentProjection(Projection):
     """Keeps the projection in DRAM: F·D numbers, and nothing is read."""
 
-    def __init__(self, rows, bias, activation):
+    def __init__(self, rows, bias, activate):
         """Read the projection once; see Projection."""
-        super().__init__(rows, bias, activation)
+        super().__init__(rows, bias, activate)
         self.kept = rows.empty(rows.F)
         rows.read_range(0, rows.F, self.kept)
         self.matrix = multipliable(self.kept, rows.name)
@@ -114,9 +121,9 @@ class ReadProjection(Projection):
     the other parts, where reading it takes nearly as long as reading everything.
     """
 
-    def __init__(self, rows, bias, activation, most_rows):
+    def __init__(self, rows, bias, activate, most_rows):
         """Allocate a buffer of at most `most_rows` rows; see Projection."""
-        super().__init__(rows, bias, activation)
+        super().__init__(rows, bias, activate)
         height = max(1, SCANNED_BYTES // rows.row_bytes)
         self.kept = rows.empty(min(most_rows, height, rows.F))
 

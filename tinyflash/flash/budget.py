@@ -1,14 +1,19 @@
-"""A memory budget: how many rows each layer may keep in DRAM, and where activity is found out.
+"""A memory budget: what is resident, and how many rows each layer may keep in DRAM.
 
-    memory = resident weights + L · (rows · bytes of a row [+ the projection that tells])
+    memory = attention, embeddings and norms + what tells who is active + KV cache + rows
 
-The KV cache comes on top.
+The KV cache is that of as many tokens as are to come, in float16. Only where a model is so small
+that its KV cache leaves no neuron a place, it comes on top, and is said to.
+
+Trained predictors say how many neurons each layer predicts (predictor_report.py): layers get rows
+in that proportion, and the window is as long as fits.
 """
 
 import re
 from dataclasses import dataclass
 
 from tinyflash.flash.activity import exact_note
+from tinyflash.flash.predictor import PARTS, predictor_shapes
 
 UNITS = {
     "": 1,
@@ -20,22 +25,33 @@ UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
+HALF_BYTES = 2  # of a number in the KV cache
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a memory budget comes to.
+    """What a memory budget comes to; sizes in bytes.
 
-    memory   : bytes of weights that DRAM may hold
-    resident : bytes of all that is not a feed-forward matrix
-    rows     : neurons that each layer may keep, 1 … F
-    activity : mode window: "resident" or "read", see activity.py
+    memory    : DRAM for weights and KV cache
+    resident  : of it, all weights but the matrices of the feed-forwards
+    telling   : of it, what tells who is active: predictors, or whole projections
+    kv_cache  : of `tokens` tokens
+    tokens    : as many may be cached
+    kv_inside : whether the KV cache is a part of `memory`, or comes on top
+    rows      : for each layer the neurons that it may keep, 1 … F; in mode predictor all share them
+    activity  : sparse modes: "predicted", "resident" or "read", see activity.py
+    k         : tokens of a window that fit on average; None where nobody knows
     """
 
     memory: int
     resident: int
-    rows: int
+    telling: int
+    kv_cache: int
+    tokens: int
+    kv_inside: bool
+    rows: tuple[int, ...]
     activity: str
+    k: int | None
 
 
 def parse_memory(memory, whole):
@@ -56,27 +72,71 @@ def parse_memory(memory, whole):
     return nbytes
 
 
-def budget_for(store, memory, resident, mode):
-    """How many rows each layer may keep, and whether the telling projection stays in DRAM.
+def budget_for(store, memory, resident, mode, *, tokens=0, kv_number=HALF_BYTES, predicted=None):
+    """What a budget comes to: rows of each layer, and where activity is found out.
 
-    store    : Store;  memory : int, bytes;  mode : "naive", "hybrid" or "window"
-    resident : bytes of the resident weights
-    raises   : ValueError that says how much is needed, if not one neuron a layer fits
+    store     : Store;  memory : int, bytes;  mode : one of feed_forward.MODES
+    resident  : bytes of the resident weights
+    tokens    : for which the KV cache must have room;  kv_number : bytes of a number in it
+    predicted : flash.json's entries of the layers' predictors; None for exact activity
+    raises    : ValueError that says how much is needed, if not one neuron a layer fits
     """
-    L, F = store.config.layers, store.config.ffn_width
-    share = (memory - resident) // L  # bytes of one layer
-    if mode == "window" and not exact_note(store.config):
+    config = store.config
+    L, F = config.layers, config.ffn_width
+    kv_cache = 2 * L * config.kv_heads * config.head_width * tokens * kv_number
+    sparse = mode not in ("naive", "hybrid")
+    activity, telling, row = "read", 0, store.row_bytes
+    if sparse and predicted:
+        activity, telling = "predicted", predictor_bytes(config, predicted)
+    elif sparse and not exact_note(config, store.manifest.get("thresholds")):
+        # The projection that tells stays in DRAM if it fits, and is then no part of the rows.
         part = store.row_bytes // len(store.parts)  # bytes of one neuron in one matrix
-        telling, rest = F * part, store.row_bytes - part
-        if share >= telling + rest:
-            rows = (share - telling) // rest
-            return Budget(memory, resident, int(min(rows, F)), "resident")
-    # Mode window: the buffer through which the projection is read takes its part of each row.
-    rows = share // store.row_bytes
-    if rows < 1:
-        least = resident + L * store.row_bytes
+        if memory - resident - kv_cache >= L * (F * part + row - part):
+            activity, telling, row = "resident", L * F * part, row - part
+    free = memory - resident - telling
+    sharing = 1 if mode == "predictor" else L  # feed-forwards with rows of their own
+    kv_inside = free - kv_cache >= sharing * row
+    if kv_inside:
+        free -= kv_cache
+    if free < sharing * row:
+        least = resident + telling + sharing * row
         raise ValueError(
             f"{store.path.name} needs at least {least:,} bytes ({resident:,} of them for attention "
             f"and embeddings), and the memory allowed is {memory:,}; allow more."
         )
-    return Budget(memory, resident, int(min(rows, F)), "read")
+    rows, k = [min(free // (sharing * row), F)] * L, None
+    if mode == "predictor":  # one cache for all layers, as large as one token needs
+        rows, k = [min(rows[0], max(layer["window"]["most"][0] for layer in predicted))] * L, 0
+    elif activity == "predicted":
+        rows, k = rows_by_layer(free // row, F, [layer["window"] for layer in predicted])
+    return Budget(
+        memory, resident, telling, kv_cache, tokens, kv_inside, tuple(map(int, rows)), activity, k
+    )
+
+
+def predictor_bytes(config, predicted):
+    """DRAM of all layers' predictors, in bytes."""
+    sizes = {part: int(dtype.removeprefix("float")) // 8 for part, dtype in PARTS.items()}
+    return sum(
+        sizes[name.rpartition(".")[2]] * (shape[0] * shape[1] if len(shape) == 2 else shape[0])
+        for i, layer in enumerate(predicted)
+        for name, shape in predictor_shapes(config, i, layer["rank"]).items()
+    )
+
+
+def rows_by_layer(rows, F, windows):
+    """Share rows out to layers in proportion to what their windows were seen to hold.
+
+    rows    : int, to share, at least one a layer
+    windows : for each layer {"mean": …}, the neurons predicted for the last 1, 2, … tokens
+    returns : ints, and the tokens of a window that fit on average (0: not even one)
+    """
+    means = [window["mean"] for window in windows]
+    lengths = range(len(means[0]))
+    k = sum(sum(mean[length] for mean in means) <= rows for length in lengths)
+    wanted = [mean[max(k, 1) - 1] for mean in means]
+    scale = rows / max(1, sum(wanted))
+    shares = [max(1, min(F, int(scale * one))) for one in wanted]
+    while sum(shares) > rows:  # layers that got their one row for nothing
+        shares[shares.index(max(shares))] -= 1
+    return shares, k

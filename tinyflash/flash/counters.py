@@ -19,6 +19,7 @@ class TokenCounters:
     reads       : requests that the file system saw
     chunk_sizes : how many of them had which size, in bytes
     io_ms       : waiting for flash
+    reading_ms  : from asking flash until all had come; more than io_ms where others worked meanwhile
     memory_ms   : memory management: window, swap-delete, append, parts put side by side
     compute_ms  : finding the active neurons, decoding, multiplying
     wanted      : neurons that the tokens used, or were predicted to (their union, layer by layer)
@@ -26,6 +27,7 @@ class TokenCounters:
     loaded      : neurons read from flash
     evicted     : neurons that gave their rows away
     held        : neurons in DRAM afterwards
+    window      : tokens whose neurons these are, summed over the calls
     slices      : passes through the rows; as many as calls where everything fitted at once
     """
 
@@ -35,6 +37,7 @@ class TokenCounters:
     reads: int = 0
     chunk_sizes: Counter = field(default_factory=Counter)
     io_ms: float = 0.0
+    reading_ms: float = 0.0
     memory_ms: float = 0.0
     compute_ms: float = 0.0
     wanted: int = 0
@@ -42,6 +45,7 @@ class TokenCounters:
     loaded: int = 0
     evicted: int = 0
     held: int = 0
+    window: int = 0
     slices: int = 0
 
     def __add__(self, other):

@@ -6,35 +6,132 @@ import numpy as np
 
 from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.feed_forward import MODES, FlashFeedForward
+from tinyflash.flash.fatrelu import thresholds_of
+from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, FlashFeedForward
+from tinyflash.flash.paper_tables import DRAM_SHARES
+from tinyflash.flash.predictor import read_predictors
 from tinyflash.flash.reader import FlashReader
-from tinyflash.flash.store import Store, resident_weights
+from tinyflash.flash.store import FFN, Store, resident_weights
 from tinyflash.flash.verified import verify_once
 from tinyflash.transformer import no_tap
 from tinyflash.weights import bytes_of
+
+TOKENS = 256  # that the KV cache has room for until more are asked for
 
 
 @dataclass
 class FlashEngine:
     """A model whose feed-forwards stay on flash.
 
-    weights       : dict name -> weight, all but the feed-forward matrices
-    feed_forwards : one FlashFeedForward a layer, for `transformer.forward`
-    costs         : (tokens, TokenCounters) of each forward pass; clear it when you have read it
+    weights   : dict name -> weight, all but the feed-forward matrices
+    budget    : Budget; `reserve` changes it
+    k         : tokens of the window, or None for as many as fit
+    layers    : the feed-forwards that are allocated so far
+    costs     : (tokens, TokenCounters) of each forward pass; clear it when you have read it
     """
 
     store: Store
+    reader: FlashReader
     budget: Budget
     mode: str
-    k: int
+    k: int | None
+    dtype: np.dtype
     weights: dict
-    feed_forwards: list
+    predictors: list | None
+    thresholds: list | None
     costs: list = field(default_factory=list)
+    layers: list = field(default_factory=list)
+
+    @property
+    def feed_forwards(self):
+        """One FlashFeedForward a layer, for `transformer.forward`; allocated when first asked."""
+        for i in range(len(self.layers), self.store.config.layers):
+            self.layers.append(self._feed_forward(i))
+        return self.layers
+
+    def _feed_forward(self, i):
+        """The feed-forward of layer i, within its share of the budget."""
+        biases = [
+            self.weights.get(f"layers.{i}.ffn.{part}.bias") for part in ("up", "gate", "down")
+        ]
+        predicted = self.budget.activity == "predicted"
+        shared = self.layers[0].cache if self.mode == "predictor" and self.layers else None
+        return FlashFeedForward(
+            self.store,
+            i,
+            self.reader,
+            *biases,
+            rows=self.budget.rows[i],
+            k=self.k,
+            mode=self.mode,
+            activity=self.predictors[i] if predicted else self.budget.activity,
+            threshold=self.thresholds[i] if self.thresholds else None,
+            cache=shared,
+        )
+
+    @property
+    def kv_dtype(self):
+        """Of the KV cache: float16, but float64 for proofs."""
+        return np.dtype(np.float16) if self.dtype == np.float32 else self.dtype
+
+    def reserve(self, tokens):
+        """See that the KV cache of so many tokens fits the budget: the rows give way.
+
+        raises: ValueError if the memory allowed is too little for that
+        """
+        if tokens > self.budget.tokens:
+            self.budget = self._budget(self.budget.memory, tokens)
+            self.layers = []
+
+    def _budget(self, memory, tokens):
+        return budget_for(
+            self.store,
+            memory,
+            bytes_of(self.weights),
+            self.mode,
+            tokens=tokens,
+            kv_number=self.kv_dtype.itemsize,
+            predicted=self.store.manifest["predictor"]["layers"] if self.predictors else None,
+        )
 
     @property
     def nbytes(self):
         """Bytes of weights kept in DRAM."""
-        return self.budget.resident + sum(layer.nbytes for layer in self.feed_forwards)
+        return self.budget.resident + self.budget.telling + self._rows_bytes()
+
+    def _rows_bytes(self):
+        """Bytes of the feed-forwards' rows; what layers share counts once."""
+        matrices = [matrix for layer in self.feed_forwards for matrix in layer.matrices]
+        return bytes_of({id(matrix): matrix for matrix in matrices})
+
+    def components(self):
+        """What DRAM holds: dict of names -> bytes, the KV cache at its full length."""
+        sizes = {"embeddings": 0, "attention": 0, "norms and biases": 0}
+        for name, weight in {id(w): (n, w) for n, w in self.weights.items()}.values():
+            if name.endswith(".bias") or "norm" in name or ".threshold" in name:
+                sizes["norms and biases"] += weight.nbytes
+            else:
+                sizes["attention" if ".attn." in name else "embeddings"] += weight.nbytes
+        if self.budget.telling:
+            predicted = self.budget.activity == "predicted"
+            sizes["predictors" if predicted else "projections that tell"] = self.budget.telling
+        return sizes | {
+            "feed-forward rows": self._rows_bytes(),
+            "KV cache": self.budget.kv_cache,
+        }
+
+    def describe_memory(self):
+        """One line: DRAM by component, in percent of the model, and the paper's shares of OPT-6.7B."""
+        whole = self.budget.resident + self.store.manifest["files"][FFN]["bytes"]
+        shares = []
+        for name, nbytes in self.components().items():
+            paper = f" (the paper: {DRAM_SHARES[name]:g})" if name in DRAM_SHARES else ""
+            shares.append(f"{name} {100 * nbytes / whole:.1f}{paper}")
+        on_top = "" if self.budget.kv_inside else ", which comes on top,"
+        return (
+            f"DRAM in percent of the model: {', '.join(shares)}{on_top} of "
+            f"{self.budget.tokens} tokens; allowed: {100 * self.budget.memory / whole:.1f}"
+        )
 
     def begin(self, tap=None):
         """Before a forward pass: the layers show their tensors to `tap`; returns them."""
@@ -52,7 +149,8 @@ class FlashEngine:
         """Means over the last `tokens` passes of one token: dict of numbers; empty for no tokens.
 
         Bytes, reads, milliseconds and neurons of all layers together; `chunk_sizes` is a dict in
-        it, from the size of a read in bytes to how many a token had.
+        it, from the size of a read in bytes to how many a token had; `window` is the mean over
+        layers too.
         """
         costs = [cost for _, cost in self.costs[-tokens:]] if tokens else []
         if not costs:
@@ -61,55 +159,70 @@ class FlashEngine:
         means = {field.name: getattr(total, field.name) for field in fields(TokenCounters)}
         sizes = sorted(means.pop("chunk_sizes").items())
         means = {name: value / n for name, value in means.items()}
+        means["window"] /= self.store.config.layers
         return means | {"chunk_sizes": {size: count / n for size, count in sizes}}
 
     def describe(self):
         """One line: what stays in DRAM and what is read."""
-        F, first = self.store.config.ffn_width, self.feed_forwards[0]
+        F, layers = self.store.config.ffn_width, self.feed_forwards
         if self.mode == "naive":
             return "naive: every neuron is read for every token"
         if self.mode == "hybrid":
-            kept = len(first.resident)
+            kept = len(layers[0].resident)
             return f"hybrid: {kept:,} of {F:,} neurons a layer kept, the others read each token"
-        line = f"window: the neurons of the last {self.k} tokens kept, in {self.budget.rows:,} of "
-        if first.exact_note:
-            return f"{line}{F:,} rows a layer; {first.exact_note}"
-        told = "kept" if self.budget.activity == "resident" else "read"
-        return f"{line}{F:,} rows a layer; who fires is told by a projection that is {told}"
+        most, least = max(self.budget.rows), min(self.budget.rows)
+        rows = f"{most:,}" if most == least else f"{least:,} to {most:,}"
+        told = {
+            "predicted": "who fires is told by a trained predictor",
+            "resident": "who fires is told by a projection that is kept",
+            "read": "who fires is told by a projection that is read",
+        }[self.budget.activity]
+        told = layers[0].exact_note or told
+        if self.mode == "predictor":
+            return f"predictor: nothing kept from token to token, {rows} of {F:,} rows; {told}"
+        tokens = f"{self.k} tokens" if self.k else "tokens"
+        fits = f" (about {self.budget.k} of them)" if self.budget.k and not self.k else ""
+        return f"{self.mode}: the last {tokens}' neurons kept{fits}, in {rows} of {F:,} rows a " + (
+            f"layer; {told}"
+        )
 
 
-def open_engine(store, *, memory=None, mode="hybrid", k=5, dtype=np.float32):
+def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=np.float32):
     """Open a flash directory within a memory budget.
 
     memory : bytes or text, see budget.parse_memory; None for as much as the model has
-    mode   : "naive", "hybrid" or "window";  k : tokens of the window, at least 1
+    mode   : one of feed_forward.MODES; None for "all" where there are trained predictors, and
+             "hybrid" where not
+    k      : tokens of the window, at least 1; None for as many as fit
+    tokens : that the KV cache must have room for
     raises : ValueError for another mode, a k below 1, too little memory, or a store that is not
              what was written (its digests are checked once)
     """
-    if mode not in MODES:
+    if mode is not None and mode not in MODES:
         raise ValueError(f"A flash model runs in mode {', '.join(MODES)}, not {mode!r}.")
-    if k < 1:
+    if k is not None and k < 1:
         raise ValueError(f"A window is at least 1 token long, not {k}.")
     verify_once(store)
-    weights = resident_weights(store, dtype)
-    resident = bytes_of(weights)
-    whole = resident + store.config.layers * store.config.ffn_width * store.row_bytes
-    allowed = whole if memory is None else parse_memory(memory, whole)
-    budget = budget_for(store, allowed, resident, mode)
-    reader = FlashReader(store.ffn_path)
-    feed_forwards = [
-        FlashFeedForward(
-            store,
-            i,
-            reader,
-            weights.get(f"layers.{i}.ffn.up.bias"),
-            weights.get(f"layers.{i}.ffn.gate.bias"),
-            weights.get(f"layers.{i}.ffn.down.bias"),
-            rows=budget.rows,
-            k=k,
-            mode=mode,
-            activity=budget.activity,
+    predictors, thresholds = read_predictors(store, dtype), thresholds_of(store)
+    mode = mode or ("all" if predictors else "hybrid")
+    if mode == "predictor" and not predictors:
+        raise ValueError(
+            f"{store.path.name} has no trained predictors; tinyflash train predictor "
+            f"{store.path.name} --text FILE makes them."
         )
-        for i in range(store.config.layers)
-    ]
-    return FlashEngine(store, budget, mode, k, weights, feed_forwards)
+    weights = resident_weights(store, dtype)
+    whole = bytes_of(weights) + store.config.layers * store.config.ffn_width * store.row_bytes
+    engine = FlashEngine(
+        store,
+        FlashReader(store.ffn_path),
+        None,
+        mode,
+        k,
+        np.dtype(dtype),
+        weights,
+        predictors if mode in SPARSE_MODES else None,
+        thresholds,
+    )
+    allowed = whole if memory is None else parse_memory(memory, whole)
+    engine.budget = engine._budget(allowed, min(tokens, store.config.context))
+    return engine

@@ -1,16 +1,22 @@
 """A feed-forward whose weights stay on flash: find -> window -> read -> cache -> compute.
 
-Three ways of doing with fewer rows of DRAM than there are neurons, all exact:
+Five ways of doing with fewer rows of DRAM than there are neurons, from the plainest on:
 
-    naive   every neuron is read for every call
-    hybrid  some neurons stay in DRAM for good, the others are read for every call
-    window  only active neurons are read, and those of the last k tokens are still there
+    naive      every neuron is read for every call
+    hybrid     some neurons stay in DRAM for good, the others are read for every call
+    predictor  only active neurons are read, for every call anew, their parts one by one
+    window     and those that the last k tokens used are still there
+    all        and a neuron's parts come in one read (row-column bundling), while what is there
+               already is being multiplied
 
-No neuron is ever left out. When the rows do not hold what the last k tokens used, the window
-shrinks; when they do not hold what one call uses, it is computed in slices.
+Who is active is told by a trained predictor, or exactly (activity.py). No active neuron is ever
+left out. When the rows do not hold what the last k tokens used, the window shrinks; when they do
+not hold what one call uses, it is computed in slices.
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 
@@ -22,7 +28,9 @@ from tinyflash.flash.neuron_sum import sum_of_neurons
 from tinyflash.flash.window import Window
 from tinyflash.transformer import no_tap
 
-MODES = ("naive", "hybrid", "window")
+SPARSE_MODES = ("predictor", "window", "all")
+MODES = ("naive", "hybrid", *SPARSE_MODES)
+LONGEST_WINDOW = 64  # tokens, where k is left open: the rows are full long before
 SMALL_SLICE = 64  # rows
 SLICE_BYTES = 8 << 20  # read at a time where all neurons are: keeps many reads in flight
 
@@ -51,22 +59,27 @@ class FlashFeedForward:
         down_bias=None,
         *,
         rows,
-        k=5,
+        k=None,
         mode="hybrid",
         activity="resident",
+        threshold=None,
+        cache=None,
         tap=no_tap,
     ):
         """Allocate the rows, and read what stays in DRAM for good.
 
         store, reader : a flash directory, and a FlashReader of its ffn_path
         up_bias, gate_bias : (F,) or None;  down_bias : (D,) or None
-        rows     : most rows that DRAM may hold, at least 1, resident ones and slices together
-        k        : mode window: its length in tokens
-        mode     : "naive", "hybrid" or "window"
-        activity : mode window: who says which neurons are active. "resident": the projection that
-                   tells stays in DRAM, beside the rows; "read": it is read whole for each call;
-                   or another source, see activity.py. What the source knows is left out of the rows
-        raises   : ValueError for less than one row, or an unknown mode; OSError from reading
+        rows      : most rows that DRAM may hold, at least 1, resident ones and slices together
+        k         : modes window and all: tokens in the window; None for as many as fit
+        mode      : one of MODES
+        activity  : sparse modes: who says which neurons are active. "resident": the projection
+                    that tells stays in DRAM, beside the rows; "read": it is read whole for each
+                    call; or another source, as a Predictor. Its known parts are no part of a row
+        threshold : below which activations are cut off (fatrelu.py), or None for nowhere
+        cache     : mode predictor: the NeuronCache of another layer, to be shared, as it is empty
+                    between calls; or None for one of its own
+        raises    : ValueError for less than one row, or an unknown mode; OSError from reading
         """
         if mode not in MODES:
             raise ValueError(f"A flash feed-forward is {', '.join(MODES)}, not {mode!r}.")
@@ -82,11 +95,12 @@ class FlashFeedForward:
         self.biases = {part: bias for part, bias in self.biases.items() if bias is not None}
         self.down_bias = down_bias
         self.mode = mode
+        self.threshold = threshold
         self.tap = tap
-        self.exact_note = exact_note(store.config)
+        self.exact_note = exact_note(store.config, threshold)
         self.counters = TokenCounters()
-        if mode == "window":
-            self._allocate_window(store, rows, k, activity)
+        if mode in SPARSE_MODES:
+            self._allocate_window(store, rows, k, activity, cache)
         else:
             self._allocate_slice(store, rows)
 
@@ -109,26 +123,34 @@ class FlashFeedForward:
         if resident:
             self.fetched.read_range(0, resident, self.resident)
 
-    def _allocate_window(self, store, rows, k, activity):
-        """Window: the cache, and beside it what the source of activity keeps."""
+    def _allocate_window(self, store, rows, k, activity, cache):
+        """Sparse modes: the cache, and beside it what the source of activity keeps."""
         F = self.config.ffn_width
         if isinstance(activity, str):
-            activity = exact_activity(store, self.layer, self.reader, self.biases, rows, activity)
+            activity = exact_activity(
+                store, self.layer, self.reader, self.biases, rows, activity, self.threshold
+            )
         self.activity = activity
         parts = [part for part in store.parts if part not in activity.knows]
-        self.fetched = NeuronRows(store, self.layer, self.reader, parts)
-        self.window = Window(F, k)
+        self.fetched = NeuronRows(store, self.layer, self.reader, parts, apart=self.mode != "all")
+        self.window = Window(F, LONGEST_WINDOW if k is None else k)
         self.up_bias = self.biases.get("up", np.zeros(F, dtype=np.float32))
-        self.cache = NeuronCache(
+        self.cache = cache or NeuronCache(
             min(rows, F), self.fetched.width, F, self.fetched.dtype, self.up_bias.dtype
         )
 
     @property
+    def matrices(self):
+        """The rows that it keeps in DRAM, in one or two arrays."""
+        if self.mode in SPARSE_MODES:
+            return (self.cache.matrix,)
+        return self.resident, self.slice
+
+    @property
     def nbytes(self):
         """Bytes of weights that it keeps in DRAM."""
-        if self.mode == "window":
-            return self.cache.matrix.nbytes + self.activity.nbytes
-        return self.resident.nbytes + self.slice.nbytes
+        telling = self.activity.nbytes if self.mode in SPARSE_MODES else 0
+        return telling + sum(matrix.nbytes for matrix in self.matrices)
 
     def take_counters(self):
         """What was spent since this was last asked."""
@@ -144,7 +166,7 @@ class FlashFeedForward:
         self.reader.counters.take()  # what came before is not ours
         spent = TokenCounters(calls=1)
         moves = {"loaded": [], "evicted": []}  # arrays of neurons, in order
-        if self.mode == "window":
+        if self.mode in SPARSE_MODES:
             active, y = self._windowed(x, spent, moves)
         else:
             active = np.ones((len(x), self.config.ffn_width), dtype=bool)
@@ -164,10 +186,12 @@ class FlashFeedForward:
             y = y + self._sum(x, rows, None, slice(first, last), {}, spent)
             moves["loaded"].append(np.arange(first, last, dtype=np.int64))
         moves["evicted"] = moves["loaded"]
+        spent.slices = len(moves["loaded"]) + (resident > 0)
+        spent.held = resident
         return y
 
     def _windowed(self, x, spent, moves):
-        """Window: the active neurons only, and what is there already is not read."""
+        """Sparse modes: the active neurons only, and what is there already is not read."""
         active, known = self.activity.find(x, spent)
         with spent.timing("memory_ms"):
             self.window.use(active)
@@ -177,18 +201,37 @@ class FlashFeedForward:
         for neurons, kept in self._portions(T, fitting):
             with spent.timing("memory_ms"):
                 self._evict(kept, moves)
-                missing = neurons[self.cache.find(neurons) < 0]
+                held = self.cache.find(neurons)
+                here, missing = neurons[held >= 0], neurons[held < 0]
                 room = self.cache.free[: len(missing)]
-            with spent.timing("io_ms"):
-                self.fetched.read(missing, room)
+            arrived = self._begin_reading(missing, room, spent)
+            try:
+                y = y + self._sum_held(x, held[held >= 0], here, known, spent)
+            finally:  # nobody writes into the rows once we are gone
+                with spent.timing("io_ms"):
+                    arrived()
             with spent.timing("memory_ms"):
                 self.cache.append(missing, room, self.up_bias[missing])
                 moves["loaded"].append(missing)
-                held = self.cache.find(neurons)
-            y = y + self._sum(x, self.cache.matrix, held, neurons, known, spent)
+            y = y + self._sum_held(x, self.cache.find(missing), missing, known, spent)
+            spent.slices += len(neurons) > 0
+        keeps = 0 if self.mode == "predictor" else max(1, min(fitting, k))  # tokens
         with spent.timing("memory_ms"):
-            self._evict(self.window.used_within(max(1, min(fitting, k))), moves)
+            self._evict(self.window.used_within(keeps), moves)
+        spent.held, spent.window = self.cache.num_used, keeps
         return active, y
+
+    def _begin_reading(self, missing, room, spent):
+        """Have the rows of `missing` read into `room`; returns what waits until they are there.
+
+        In mode "all" another thread asks for them while this one multiplies. In the others they
+        are read at once.
+        """
+        if self.mode == "all" and len(missing):
+            return background().submit(self.fetched.read, missing, room).result
+        with spent.timing("io_ms"):
+            self.fetched.read(missing, room)
+        return lambda: None
 
     def _portions(self, T, fitting):
         """What the T newest tokens used, in portions that fit the rows.
@@ -220,24 +263,38 @@ class FlashFeedForward:
         self.cache.drop(stale)
         moves["evicted"].append(stale)
 
-    def _sum(self, x, matrix, rows, neurons, known, spent):
-        """What `neurons` add: they are all rows of a matrix, or some rows of the cache's."""
-        if len(matrix) == 0 or (rows is not None and len(rows) == 0):
+    def _sum_held(self, x, rows, neurons, known, spent):
+        """What `neurons` add, which are in some rows of the cache, with the bias that lies there.
+
+        Rows that follow one another, as they do where they were just read, are not gathered.
+        """
+        matrix, bias = self.cache.matrix, self.cache.bias[rows]
+        if len(rows) and np.array_equal(
+            rows, np.arange(rows[0], rows[0] + len(rows), dtype=np.int64)
+        ):
+            matrix, rows = matrix[rows[0] : rows[-1] + 1], None
+        return self._sum(x, matrix, rows, neurons, known, spent, bias)
+
+    def _sum(self, x, matrix, rows, neurons, known, spent, up_bias=None):
+        """What `neurons` add: they are all rows of a matrix, or some of them."""
+        if len(matrix if rows is None else rows) == 0:
             return np.zeros_like(x)
-        spent.slices += 1
         with spent.timing("compute_ms"):
             biases = {part: bias[neurons] for part, bias in self.biases.items()}
-            if rows is not None and "up" in biases:
-                biases["up"] = self.cache.bias[rows]
+            if up_bias is not None and "up" in biases:
+                biases["up"] = up_bias
             known = {part: pre[:, neurons] for part, pre in known.items()}
             layout = self.fetched.parts, self.fetched.format
-            return sum_of_neurons(x, matrix, rows, *layout, self.config, biases, known)
+            return sum_of_neurons(
+                x, matrix, rows, *layout, self.config, biases, known, self.threshold, spent
+            )
 
     def _account(self, spent, active, moves, out):
         """Close the counters of one call, and show the taps what it did."""
         read = self.reader.counters.take()
         spent.bytes_wanted, spent.bytes_read = read.bytes_wanted, read.bytes_read
         spent.reads, spent.chunk_sizes = read.reads, Counter(read.chunk_sizes)
+        spent.reading_ms = 1000 * read.seconds
         none = np.empty(0, dtype=np.int64)
         loaded = np.concatenate([none, *moves["loaded"]])
         evicted = np.concatenate([none, *moves["evicted"]])
@@ -249,3 +306,9 @@ class FlashFeedForward:
         shown = {"predicted": active, "loaded": loaded, "evicted": evicted, "reads": sizes}
         for name, tensor in (shown | {"out": out}).items():
             self.tap(f"layers.{self.layer}.ffn.{name}", tensor)
+
+
+@cache
+def background():
+    """The thread that waits for flash while another multiplies."""
+    return ThreadPoolExecutor(1, thread_name_prefix="ahead")

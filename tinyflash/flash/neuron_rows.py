@@ -2,8 +2,8 @@
 
 Whatever the store's bundling, a row arrives in DRAM with its parts side by side: its row of up
 (and of gate), its column of down, each D numbers. From a row-column store one read brings them;
-from a plain one each part is a read of its own (LLM in a flash, §3.2). Parts that are known
-otherwise are left out.
+from a plain one, or where `apart`, each part is a read of its own (LLM in a flash, §3.2). Parts
+that are known otherwise are left out.
 """
 
 import numpy as np
@@ -23,9 +23,13 @@ class NeuronRows:
              the same piece of neuron 1, bytes of the piece, byte of the row where it belongs)
     """
 
-    def __init__(self, store, layer, reader, parts):
-        """The rows of `layer`; `reader` is a FlashReader of the store's ffn_path."""
+    def __init__(self, store, layer, reader, parts, apart=False):
+        """The rows of `layer`; `reader` is a FlashReader of the store's ffn_path.
+
+        apart: read part by part even what lies together, to see what bundling is good for
+        """
         self.reader = reader
+        self.apart = apart
         self.parts = tuple(parts)
         self.F, D = store.config.ffn_width, store.config.width
         self.width = len(self.parts) * D
@@ -38,7 +42,7 @@ class NeuronRows:
         part_bytes = D * self.dtype.itemsize
         for region, of in regions_of(store.parts, store.bundling).items():
             base, stride = store.regions[layer][region], len(of) * part_bytes
-            if of == self.parts:
+            if of == self.parts and not apart:
                 self.pieces.append((base, stride, stride, 0))
                 continue
             for part in (part for part in of if part in self.parts):
@@ -65,8 +69,12 @@ class NeuronRows:
         ends = [first + piece[2] for first, piece in zip(begins, self.pieces, strict=True)]
         rows = self.row_bytes * np.arange(len(neurons), dtype=np.int64)
         places = [rows + place for _, _, _, place in self.pieces]
-        extents = map(np.concatenate, (begins, ends, places))
-        self.reader.read_extents(*extents, out.view(np.uint8))
+        if self.apart:  # in one call the reader would join what touches
+            for extents in zip(begins, ends, places, strict=True):
+                self.reader.read_extents(*extents, out.view(np.uint8))
+        else:
+            extents = map(np.concatenate, (begins, ends, places))
+            self.reader.read_extents(*extents, out.view(np.uint8))
         self._refuse_infinite(neurons, out)
 
     def read_range(self, first, last, out):

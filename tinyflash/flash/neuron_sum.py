@@ -4,10 +4,12 @@ import numpy as np
 
 from tinyflash import matrices
 from tinyflash.matrices import decode
-from tinyflash.ops import ACTIVATIONS
+from tinyflash.ops import activation
 
 
-def sum_of_neurons(x, matrix, rows, parts, format, config, biases, known):
+def sum_of_neurons(
+    x, matrix, rows, parts, format, config, biases, known, threshold=None, spent=None
+):
     """The feed-forward of some neurons only, each row decoded once for all of its products.
 
     y = Σ_j act(x · up_j + b_j) down_j
@@ -16,24 +18,27 @@ def sum_of_neurons(x, matrix, rows, parts, format, config, biases, known):
     A sum does not mind the order of its terms, so the rows may lie in any order, and the neurons
     may be taken in several portions.    (LLM in a flash, §3.3)
 
-    x      : (T, D)
-    matrix : (·, len(parts)·D) undecoded
-    rows   : int (n,), which rows of it to take; or None for all, n of them, as they lie
-    parts  : what a row holds, in order: of "up", "gate", "down"
-    format : "float16", "bfloat16" or "float32"
-    config : ModelConfig, for `activation` and `gated`
-    biases : dict part -> (n,), for the rows; without the parts that have none
-    known  : dict part -> (T, n), pre-activations (bias included) that need no row
-    returns: (T, D), of x's dtype
+    x         : (T, D)
+    matrix    : (·, len(parts)·D) undecoded
+    rows      : int (n,), which rows of it to take; or None for all, n of them, as they lie
+    parts     : what a row holds, in order: of "up", "gate", "down"
+    format    : "float16", "bfloat16" or "float32"
+    config    : ModelConfig, for `activation` and `gated`
+    biases    : dict part -> (n,), for the rows; without the parts that have none
+    known     : dict part -> (T, n), pre-activations (bias included) that need no row
+    threshold : below which activations are cut off (`ops.fatrelu`), or None for nowhere
+    spent     : TokenCounters or None; its `fired` grows by the (token, neuron) pairs whose
+                activation (gated: of the gate) is not zero
+    returns   : (T, D), of x's dtype
     """
     T, D = x.shape
     n = len(matrix if rows is None else rows)
-    activate = ACTIVATIONS[config.activation]
+    activate = activation(config.activation, threshold)
     height = max(1, matrices.TILE_BYTES // (4 * matrix.shape[1]))
     starts = range(0, n, height)
 
     def work(starts):
-        y = np.zeros((T, D), dtype=x.dtype)
+        y, fired = np.zeros((T, D), dtype=x.dtype), 0
         buffer = np.empty((min(height, n), matrix.shape[1]), dtype=np.float32)
         for start in starts:
             some = slice(start, start + height)
@@ -47,15 +52,21 @@ def sum_of_neurons(x, matrix, rows, parts, format, config, biases, known):
                 y = (part[name] @ x.T).T  # for 2 to 16 rows twice as fast as x @ part.T
                 return y + biases[name][some] if name in biases else y
 
-            act = activate(pre("gate")) * pre("up") if config.gated else activate(pre("up"))
-            y += act @ part["down"]
-        return y
+            act = activate(pre("gate" if config.gated else "up"))
+            fired += np.count_nonzero(act)
+            y += (act * pre("up") if config.gated else act) @ part["down"]
+        return y, fired
 
     if len(starts) <= 1:
-        return work(starts)
-    workers = matrices.WORKERS
-    with matrices.blas().limit(limits=1):
-        return sum(matrices.pool().map(work, [starts[w::workers] for w in range(workers)]))
+        sums = [work(starts)]
+    else:
+        workers = matrices.WORKERS
+        with matrices.blas().limit(limits=1):
+            shares = [starts[w::workers] for w in range(workers)]
+            sums = list(matrices.pool().map(work, shares))
+    if spent is not None:
+        spent.fired += int(sum(fired for _, fired in sums))
+    return sum(y for y, _ in sums)
 
 
 def decoded(rows, format, buffer):

@@ -1,0 +1,261 @@
+"""The activity predictor: which neurons of a layer will fire, from two thin matrices.
+
+    score = up (down x) + bias,     down (R, D), up (F, R), bias (F,)
+    neuron j is predicted to fire where sigmoid(score_j) > threshold
+
+(LLM in a flash, §3.1, figure 3.) With R far below D it costs a hundredth of the projection that it
+stands for, and fits in DRAM. A neuron that it misses is left out of the sum; one that it predicts
+for nothing is read for nothing.
+
+What the paper leaves open and we chose: x is the input of the feed-forward, after the norm; nothing
+is added between the two matrices; each neuron has one bias, at the output. Training is in
+`predictor_training.py`.
+
+In a flash directory they are `predictor.safetensors`, and flash.json says under "predictor" what
+was measured: for each layer its rank, threshold, shares of false negatives and positives.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tinyflash.flash.bundles import SAFETENSORS_NAMES, layout
+from tinyflash.flash.store import MANIFEST, check_digest, open_store
+from tinyflash.flash.unfinished import digested_file, flush
+from tinyflash.flash.verified import fingerprint, note_verified, noted
+from tinyflash.matrices import HalfMatrix, refuse_infinite
+from tinyflash.ops import linear
+from tinyflash.safetensors_file import safetensors_entries
+
+FILE = "predictor.safetensors"
+AGAIN = "train the predictors again"
+PARTS = {"down": "float16", "up": "float16", "bias": "float32"}
+
+
+class Predictor:
+    """A source of activity (see activity.py) that guesses: it knows no pre-activation exactly.
+
+    threshold : probability above which a neuron is predicted to fire
+    """
+
+    knows = ()
+
+    def __init__(self, down, up, bias, threshold=0.5):
+        """Two factors, arrays or anything that `ops.linear` multiplies by, and a bias.
+
+        down : (R, D);  up : (F, R);  bias : (F,);  threshold : between 0 and 1
+        raises: ValueError for shapes that do not fit, or another threshold
+        """
+        if down.shape[0] != up.shape[1] or bias.shape != (up.shape[0],):
+            raise ValueError(
+                f"A predictor of shapes {down.shape}, {up.shape} and {bias.shape} does not fit "
+                "together; they are (R, D), (F, R) and (F,)."
+            )
+        if not 0 < threshold < 1:
+            raise ValueError(f"A predictor's threshold lies between 0 and 1, not {threshold}.")
+        self.down, self.up, self.bias = down, up, bias
+        self.threshold = threshold
+
+    @property
+    def rank(self):
+        """R, the width between the two factors."""
+        return self.down.shape[0]
+
+    @property
+    def nbytes(self):
+        """Bytes that it keeps in DRAM."""
+        return self.down.nbytes + self.up.nbytes + self.bias.nbytes
+
+    def scores(self, x):
+        """How likely each neuron is to fire, as a log-odds: up (down x) + bias.
+
+        x : (..., D), what enters the feed-forward;  returns: (..., F)
+        """
+        return linear(linear(x, self.down), self.up, self.bias)
+
+    def find(self, x, spent):
+        """Which neurons each token is predicted to use, and nothing known for sure.
+
+        x : (T, D);  spent : TokenCounters;  returns: bool (T, F), {}
+        """
+        with spent.timing("compute_ms"):
+            return self.scores(x) > logit(self.threshold), {}
+
+
+def logit(probability):
+    """The score whose sigmoid is `probability`: log(p / (1 - p))."""
+    return math.log(probability) - math.log1p(-probability)
+
+
+def sigmoid(score):
+    """1 / (1 + e⁻ˢ) of one number: the probability that a log-odds stands for."""
+    return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def read_predictors(store, dtype=np.float32):
+    """The predictors of a flash directory, one a layer, mapped; None if none were trained.
+
+    dtype  : what factors decode to: float32, or float64 for proofs
+    raises : ValueError if the file is missing from flash.json, changed, or of another model
+    """
+    about = store.manifest.get("predictor")
+    if about is None:
+        return None
+    path = store.path / FILE
+    if FILE not in store.manifest["files"]:
+        raise ValueError(f"{store.path / MANIFEST} tells of predictors but not of {FILE}; {AGAIN}.")
+    check_digest(path, store.manifest["files"][FILE]["sha256"])
+    described = checked_layers(about, store)
+    entries = safetensors_entries(path)
+    expected = {
+        name: shape
+        for i, layer in enumerate(described)
+        for name, shape in predictor_shapes(store.config, i, layer["rank"]).items()
+    }
+    stored = {name: entry.shape for name, entry in entries.items()}
+    if stored != expected or any(e.dtype != PARTS[part_of(n)] for n, e in entries.items()):
+        raise ValueError(
+            f"{path} does not hold the predictors of this model and of {MANIFEST}; {AGAIN}."
+        )
+    predictors = []
+    for i, layer in enumerate(described):
+        down, up, bias = (entries[tensor_name(i, part)].load() for part in PARTS)
+        if not np.isfinite(bias).all():
+            raise ValueError(f"{path}: {tensor_name(i, 'bias')} holds Inf or NaN; {AGAIN}.")
+        factors = (
+            HalfMatrix(factor, tensor_name(i, part), dtype)
+            for part, factor in (("down", down), ("up", up))
+        )
+        predictors.append(Predictor(*factors, bias.astype(dtype), float(layer["threshold"])))
+    return predictors
+
+
+def checked_layers(about, store):
+    """What flash.json says of each predictor; ValueError unless it is one a layer and sane."""
+    layers = about.get("layers") if isinstance(about, dict) else None
+    sane = (
+        isinstance(layers, list)
+        and len(layers) == store.config.layers
+        and all(
+            isinstance(layer, dict)
+            and type(layer.get("rank")) is int
+            and layer["rank"] >= 1
+            and isinstance(layer.get("threshold"), float)
+            and 0 < layer["threshold"] < 1
+            for layer in layers
+        )
+    )
+    if not sane:
+        raise ValueError(
+            f"{store.path / MANIFEST} does not describe one predictor for each of "
+            f"{store.config.layers} layers; {AGAIN}."
+        )
+    return layers
+
+
+def write_predictors(store, predictors, report):
+    """Put predictors, one a layer, into a flash directory; returns the Store opened again.
+
+    A kill leaves the directory as it was. Only while predictors replace others there is an instant
+    in which it would be left without any, and whole.
+
+    predictors : Predictors;  factors are written as float16, biases as float32
+    report     : dict for flash.json under "predictor"; "layers" has one dict a layer, to which
+                 `rank` and `threshold` are added here
+    raises     : ValueError if they do not fit the model, or hold numbers that float16 has not;
+                 OSError if the disk is full
+    """
+    config, path = store.config, store.path / FILE
+    shapes, arrays = {}, {}
+    if len(predictors) != config.layers or len(report["layers"]) != config.layers:
+        raise ValueError(f"{store.path} takes one predictor for each of {config.layers} layers.")
+    for i, predictor in enumerate(predictors):
+        expected = predictor_shapes(config, i, predictor.rank)
+        for part, dtype in PARTS.items():
+            name = tensor_name(i, part)
+            arrays[name] = stored_array(getattr(predictor, part), name, dtype)
+            if arrays[name].shape != expected[name]:
+                raise ValueError(
+                    f"{name} has shape {arrays[name].shape}, and this model takes {expected[name]}."
+                )
+            shapes[name] = (SAFETENSORS_NAMES[dtype], expected[name])
+    layers = [
+        {"rank": predictor.rank, "threshold": float(predictor.threshold), **measured}
+        for predictor, measured in zip(predictors, report["layers"], strict=True)
+    ]
+    # Widest first, so that every tensor lies on a multiple of its own number's size.
+    shapes = dict(sorted(shapes.items(), key=lambda item: item[1][0] != "F32"))
+    file = layout(shapes, alignment=8)
+    unfinished, files = path.with_name(f"{FILE}.part"), {}
+    try:
+        with digested_file(unfinished, file.nbytes, files) as write:
+            write(file.header)
+            for name in shapes:
+                write(arrays[name])
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    was_verified = noted(store) == fingerprint(store)
+    manifest = without_predictors(store.manifest)
+    if FILE in store.manifest["files"]:
+        replace_manifest(store.path, manifest)
+    os.replace(unfinished, path)
+    flush(store.path)
+    manifest["files"][FILE] = files[unfinished.name]
+    replace_manifest(store.path, manifest | {"predictor": {**report, "layers": layers}})
+    written = open_store(store.path)
+    if was_verified:  # all but what we have just written; that was digested on its way
+        note_verified(written)
+    return written
+
+
+def without_predictors(manifest):
+    """A copy of a flash.json that tells of no predictors."""
+    manifest = {name: value for name, value in manifest.items() if name != "predictor"}
+    files = {name: about for name, about in manifest["files"].items() if name != FILE}
+    return manifest | {"files": files}
+
+
+def replace_manifest(directory, manifest):
+    """Write a flash directory's flash.json anew, whole or not at all, and have it reach the disk."""
+    content = (json.dumps(manifest, indent=1) + "\n").encode()
+    unfinished = Path(directory) / f"{MANIFEST}.part"
+    with digested_file(unfinished, len(content), {}) as write:
+        write(content)
+    os.replace(unfinished, Path(directory) / MANIFEST)
+    flush(directory)
+
+
+def stored_array(factor, name, dtype):
+    """A factor or bias as it goes into the file.
+
+    raises: ValueError if a number does not fit the dtype
+    """
+    array = factor.dense() if hasattr(factor, "dense") else np.asarray(factor)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array.astype(dtype))
+    if dtype == "float16":
+        refuse_infinite(array.view(np.uint16), dtype, name)
+    elif not np.isfinite(array).all():
+        raise ValueError(f"{name} holds Inf or NaN; {AGAIN}.")
+    return array
+
+
+def predictor_shapes(config, layer, rank):
+    """Name and shape of the tensors of one layer's predictor, in the order of the file."""
+    D, F = config.width, config.ffn_width
+    shapes = {"down": (rank, D), "up": (F, rank), "bias": (F,)}
+    return {tensor_name(layer, part): shape for part, shape in shapes.items()}
+
+
+def tensor_name(layer, part):
+    """What a part of a layer's predictor is called in the file."""
+    return f"layers.{layer}.predictor.{part}"
+
+
+def part_of(name):
+    """The part that a tensor of the file is: `layers.3.predictor.up` -> `up`."""
+    return name.rpartition(".")[2]
