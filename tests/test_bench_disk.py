@@ -14,7 +14,8 @@ import pytest
 
 from tinyflash.bench import disk, reader_against_fio
 from tinyflash.bench.disk import measure_disk, trial_file
-from tinyflash.bench.disk_profile import draw_profile, load_profile, save_profile
+from tinyflash.bench.disk_profile import draw_profile, save_profile
+from tinyflash.flash.device_profile import load_profile
 from tinyflash.flash.direct_io import aligned_empty
 from tinyflash.flash.reader import FlashReader
 

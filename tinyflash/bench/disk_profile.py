@@ -5,39 +5,14 @@ import os
 from pathlib import Path
 
 from tinyflash import terminal
+from tinyflash.flash.device_profile import PHASES, speeds_of
 
 KIB = 1024
-PHASES = ("cold", "sustained")
 
 
 def save_profile(profile, path):
     """Write a device profile as JSON; the file appears whole or not at all."""
     replace_file(path, lambda file: file.write((json.dumps(profile, indent=1) + "\n").encode()))
-
-
-def load_profile(path):
-    """Read a device profile; ValueError, one sentence, if the file holds something else."""
-    try:
-        profile = json.loads(Path(path).read_bytes())
-        if not all(isinstance(profile[key], str) for key in ("name", "date")):
-            raise ValueError("its name or date is no text")
-        for phase in PHASES:
-            if not profile[phase]:
-                raise ValueError(f"nothing was measured {phase}")
-            for cell in profile[phase]:
-                if min(cell["chunk"], cell["threads"], cell["bytes_per_second"]) <= 0:
-                    raise ValueError("a number is not positive")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a device profile ({type(error).__name__}: {error}); "
-            "measure one with: tinyflash bench disk --out PROFILE.json"
-        ) from error
-    return profile
-
-
-def speeds_of(profile, phase):
-    """GB/s of a phase: dict (chunk, threads) -> number."""
-    return {(c["chunk"], c["threads"]): c["bytes_per_second"] / 1e9 for c in profile[phase]}
 
 
 def axes_of(profile):

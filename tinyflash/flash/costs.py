@@ -133,7 +133,7 @@ def energy(work):
 
 
 def elements_of(weights, tied):
-    """How many weights outside the feed-forward matrices a token multiplies, and their bytes.
+    """How many of some weights a token multiplies, and their bytes: all matrices among them.
 
     Embeddings and positions are looked up, not multiplied; a tied embedding is the head, too.
 

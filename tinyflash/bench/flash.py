@@ -1,0 +1,283 @@
+"""What a token costs on flash, mode by mode: Tables 2 and 3 of *LLM in a flash* on this machine.
+
+    tinyflash bench flash MODEL --memory 50%
+
+Each mode opens the model anew, reads a prompt, and is then fed the next tokens of a recorded text
+one at a time: never its own, so that all modes do the same work. Every figure of a mode is counted
+or timed in its run; what is computed from them is in flash_derived.py, the tables in
+flash_report.py.
+"""
+
+import gc
+import platform
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+import tinyflash
+from tinyflash import terminal
+from tinyflash.bench.flash_derived import with_derived
+from tinyflash.bench.flash_report import show
+from tinyflash.checkpoint import Checkpoint
+from tinyflash.flash.budget import parse_memory
+from tinyflash.flash.costs import elements_of
+from tinyflash.flash.counters import TokenCounters
+from tinyflash.flash.device_profile import load_profile
+from tinyflash.flash.feed_forward import MODES
+from tinyflash.flash.store import FFN, RESIDENT, open_store
+from tinyflash.flash.stored import store_of
+from tinyflash.flash.verified import verify_once
+from tinyflash.matrices import HalfMatrix
+from tinyflash.ops import linear
+from tinyflash.sources import embedded, find_model
+from tinyflash.tokenizer import tokenizer_of
+
+SAME_COST = ("naive", "hybrid")  # modes in which every token costs the same, and much:
+FEW = 4  # so this many are enough
+KEPT = ("window", "all")  # modes that keep rows for the next token
+SPEED_SECONDS = 0.3  # of multiplying, to know the machine's speed
+MATRIX_BYTES = 64 << 20  # of float32, larger than caches
+
+
+def bench_flash(options):
+    """`tinyflash bench flash`: measure, and show tables unless JSON is wanted.
+
+    options : model, memory, tokens, prompt, text (a file, or None), modes (names with commas, or
+              None for all), window (k, or None), profile (of this machine's disk, or None), json
+    returns : dict, see `with_derived`
+    raises  : ValueError or OSError, one sentence, for bad input, or if no mode could run
+    """
+    modes = modes_of(options.modes)
+    profile = load_profile(options.profile) if options.profile else None
+    with terminal.progress(f"Converting {options.model} for flash", "bytes") as report:
+        store = open_store(store_of(find_model(options.model), report))
+    model_bytes = sum(store.manifest["files"][name]["bytes"] for name in (RESIDENT, FFN))
+    parse_memory(options.memory, model_bytes)
+    ids, text_name = stream(store, options.text, options.prompt, options.tokens)
+    with terminal.progress("Checking what was written", "bytes") as report:
+        verify_once(store, report)
+    runs, done = [], 0
+    total = sum(tokens_of(mode, options.tokens) for mode in modes)
+    settings = {"memory": options.memory}
+    settings |= {} if options.window is None else {"k": options.window}
+    with terminal.progress("Flash", "tokens") as report:
+        for mode in modes:
+            tokens = tokens_of(mode, options.tokens)
+            report(done, total)
+            fed = ids[: options.prompt + tokens]
+            try:
+                model = tinyflash.load(store.path, mode=mode, **settings)
+                cache = model.new_cache(len(fed))
+            except ValueError as error:
+                runs.append({"mode": mode, "error": str(error)})
+            else:
+                runs.append(measure(model, cache, fed, options.prompt, report, done, total))
+            model = cache = None
+            gc.collect()  # its rows, before the next mode takes its own
+            done += tokens
+    if all("error" in run for run in runs):
+        raise ValueError(runs[0]["error"])
+    neurons = store.config.layers * store.config.ffn_width
+    result = {
+        "title": f"LLM in a flash: {options.model} in {options.memory} of its memory",
+        "synthetic": bool(store.hf_config.get("_synthetic")),
+        "model": str(options.model),
+        "memory": str(options.memory),
+        "model_bytes": model_bytes,
+        "prompt_tokens": options.prompt,
+        "text": text_name,
+        "machine": f"{platform.node()}, {platform.system()} {platform.machine()}",
+        "date": date.today().isoformat(),
+        "neurons": neurons,
+        "predictor": heldout(store.manifest.get("predictor"), neurons),
+        "runs": runs,
+    }
+    if result["synthetic"]:
+        result["title"] += " (synthetic weights)"
+    result = with_derived(result, profile)
+    if not options.json:
+        show(result)
+    return result
+
+
+def modes_of(text):
+    """The modes named in a text with commas, in the order of MODES; all of them for None.
+
+    raises: ValueError for a word that is none
+    """
+    if text is None:
+        return MODES
+    asked = [word.strip() for word in text.split(",")]
+    for word in asked:
+        if word not in MODES:
+            raise ValueError(f"--modes takes {', '.join(MODES)} with commas, not {word!r}.")
+    return tuple(mode for mode in MODES if mode in asked)
+
+
+def tokens_of(mode, tokens):
+    """How many tokens a mode is measured for."""
+    return min(tokens, FEW) if mode in SAME_COST else tokens
+
+
+def stream(store, text, prompt, tokens):
+    """The recorded tokens that every mode is fed, and what they are called.
+
+    text   : file in UTF-8, or None for the embedded held-out text
+    returns: int64 (prompt + tokens,), name
+    raises : ValueError, one sentence, if there are too few, or too many for the model's context
+    """
+    if prompt < 1 or tokens < 1:
+        raise ValueError("A prompt and a measurement take at least one token each.")
+    if prompt + tokens > store.config.context:
+        raise ValueError(
+            f"{prompt} tokens of prompt and {tokens} more do not fit the model's context of "
+            f"{store.config.context}; give a smaller --prompt or --tokens."
+        )
+    path = Path(text) if text else embedded("tiny-opt").parent / "heldout.txt"
+    tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
+    if tokenizer is None:
+        raise ValueError(
+            f"{store.path} has no tokenizer to read {path.name} with; put tokenizer.json there."
+        )
+    ids = tokenizer.encode(path.read_text(encoding="utf-8"))
+    if len(ids) < prompt + tokens:
+        raise ValueError(
+            f"{path} has {len(ids)} tokens, and {prompt + tokens} are needed; give a longer text."
+        )
+    return np.array(ids[: prompt + tokens], dtype=np.int64), path.name
+
+
+def measure(model, cache, ids, prompt, report, done, total):
+    """Feed the tokens after the prompt to a model, one at a time, and keep what each cost.
+
+    cache  : of the model, empty
+    ids    : int (prompt + N,);  report, done, total: progress
+    returns: dict; sums over the N tokens unless a name says otherwise
+    """
+    engine = model.flash
+    began = time.perf_counter()
+    model.logits(ids[:prompt], cache)
+    prompt_seconds = time.perf_counter() - began
+    engine.costs.clear()
+    seconds = []
+    for token in ids[prompt:]:
+        began = time.perf_counter()
+        model.logits([token], cache)
+        seconds.append(time.perf_counter() - began)
+        report(done + len(seconds), total, seconds=seconds[-1])
+    spent = sum((cost for _, cost in engine.costs), TokenCounters())
+    return {
+        "mode": engine.mode,
+        "keeps_rows": engine.mode in KEPT,
+        "described": engine.describe(),
+        "tokens": len(seconds),
+        "seconds": seconds,
+        "prompt_seconds": prompt_seconds,
+        "counters": counters_of(spent),
+        "dram_bytes": engine.nbytes,
+        "components": engine.components(),
+        "threads": engine.feed_forwards[0].reader.threads,
+        "row_bytes": row_bytes(engine),
+        "work": per_token_work(model, spent, cache, len(seconds)),
+        "multiply_speed": multiply_speed(model),
+        "memory_speed": memory_speed(),
+    }
+
+
+def counters_of(spent):
+    """TokenCounters as a dict that JSON knows."""
+    return vars(spent) | {"chunk_sizes": {int(n): c for n, c in sorted(spent.chunk_sizes.items())}}
+
+
+def row_bytes(engine):
+    """Bytes that one neuron brings from flash: what its source of activity knows is left out."""
+    store, known = engine.store, len(activity_of(engine.feed_forwards[0]).knows)
+    return store.row_bytes * (len(store.parts) - known) // len(store.parts)
+
+
+def per_token_work(model, spent, cache, tokens):
+    """What a token multiplies, and the bytes of DRAM that it reads for that.
+
+    All matrices outside the feed-forward, the keys and values, what tells who is active, and the
+    rows of the neurons used.
+    """
+    engine, config = model.flash, model.config
+    resident, resident_bytes = elements_of(engine.weights, config.tied)
+    keys_and_values = 2 * config.layers * config.heads * config.head_width * cache.length
+    cached = 2 * config.layers * config.kv_heads * config.head_width * cache.length
+    key_bytes = cache.keys[0].dtype.itemsize
+    number_bytes = np.dtype(engine.store.numpy_dtype).itemsize
+    feed_forward = telling_elements(engine)
+    feed_forward += spent.wanted / tokens * row_bytes(engine) / number_bytes
+    return {
+        "multiplications": resident + keys_and_values + feed_forward,
+        "dram_bytes": resident_bytes + cached * key_bytes + feed_forward * number_bytes,
+    }
+
+
+class Nobody:
+    """The source of activity of the modes that have none: every neuron is used."""
+
+    knows = ()
+
+
+def activity_of(layer):
+    """Who tells which neurons of a layer are active."""
+    return getattr(layer, "activity", Nobody)
+
+
+def telling_elements(engine):
+    """Weights multiplied in all layers to know which neurons are active."""
+    config, elements = engine.store.config, 0
+    for activity in map(activity_of, engine.feed_forwards):
+        if activity.knows:
+            elements += config.ffn_width * config.width
+        factors = [getattr(activity, name) for name in ("down", "up") if hasattr(activity, name)]
+        elements += sum(matrix.shape[0] * matrix.shape[1] for matrix in factors)
+    return elements
+
+
+def multiply_speed(model):
+    """Multiplications a second with the model's largest matrix in DRAM, one row of x."""
+    matrices = [w for w in model.weights.values() if len(w.shape) == 2]
+    halves = [matrix for matrix in matrices if isinstance(matrix, HalfMatrix)]
+    matrix = max(halves or matrices, key=lambda m: m.shape[0] * m.shape[1])
+    x = np.ones((1, matrix.shape[1]), dtype=model.dtype)
+    return matrix.shape[0] * matrix.shape[1] / seconds_of(lambda: linear(x, matrix))
+
+
+def memory_speed():
+    """Bytes a second of a float32 matrix that is multiplied by a vector and fits no cache."""
+    matrix = np.ones((MATRIX_BYTES // 4 // 4096, 4096), dtype=np.float32)
+    x = np.ones(4096, dtype=np.float32)
+    return matrix.nbytes / seconds_of(lambda: matrix @ x)
+
+
+def seconds_of(work):
+    """Median seconds of a call, over a third of a second and three calls at least."""
+    work()
+    seconds, began = [], time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - began < SPEED_SECONDS:
+        before = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - before)
+    return statistics.median(seconds)
+
+
+def heldout(predictor, neurons):
+    """What flash.json says of the predictors on text they never saw, over all layers.
+
+    predictor : its section, or None;  neurons : L·F
+    returns   : None, or dict of means, and under "s_agg" the share of all neurons predicted for
+                the last 1, 2, … tokens
+    """
+    if not predictor:
+        return None
+    layers = predictor["layers"]
+    names = ("active", "predicted", "false_negatives", "false_positives", "rank")
+    means = {name: statistics.fmean(layer[name] for layer in layers) for name in names}
+    held = zip(*(layer["window"]["mean"] for layer in layers), strict=True)
+    return means | {"s_agg": [sum(lengths) / neurons for lengths in held]}
