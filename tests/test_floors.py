@@ -21,7 +21,7 @@ FLOORS = (
     "transformer kv_cache sampling",
     "training",
     "flash speculative compress",
-    "generate evaluate model oracle bench plan synth terminal tinyflash",
+    "generate evaluate model oracle bench plan synth synth_statistics terminal tinyflash",
     "cli commands course __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
