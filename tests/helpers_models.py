@@ -59,12 +59,100 @@ LLAMA_CONFIG = {
     "eos_token_id": 2,
 }
 MISTRAL_CONFIG = LLAMA_CONFIG | {"model_type": "mistral", "sliding_window": 7}
+# From here on few neurons: every one of them is read in the tests of flash.
+MOBILELLM_CONFIG = LLAMA_CONFIG | {
+    "model_type": "mobilellm",
+    "intermediate_size": 17,
+    "share_embedding": True,
+    "layer_sharing": True,  # two layers of weights, four that are computed
+}
+QWEN2_CONFIG = LLAMA_CONFIG | {
+    "model_type": "qwen2",
+    "intermediate_size": 18,
+    "use_sliding_window": True,
+    "sliding_window": 3,
+    "max_window_layers": 1,
+}
+GEMMA_CONFIG = LLAMA_CONFIG | {
+    "model_type": "gemma",
+    "intermediate_size": 19,
+    "hidden_act": "gelu",
+    "tie_word_embeddings": True,
+}
+PHI_CONFIG = {
+    "model_type": "phi",
+    "vocab_size": 307,
+    "hidden_size": 60,
+    "intermediate_size": 21,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.4,
+    "max_position_embeddings": 96,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+PERSIMMON_CONFIG = {
+    "model_type": "persimmon",
+    "vocab_size": 307,
+    "hidden_size": 40,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "max_position_embeddings": 96,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+FALCON_CONFIG = {
+    "model_type": "falcon",
+    "vocab_size": 307,
+    "hidden_size": 30,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "ffn_hidden_size": 23,
+    "max_position_embeddings": 96,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+# What falcon-40b and the RW models do differently.
+FALCON_40B_CONFIG = FALCON_CONFIG | {
+    "hidden_size": 36,
+    "num_attention_heads": 6,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": True,
+    "bias": True,
+    "activation": "relu",
+}
+FALCON_RW_CONFIG = FALCON_CONFIG | {
+    "alibi": True,
+    "bias": True,
+    "multi_query": False,
+    "parallel_attn": False,
+}
 CONFIGS = {
     "opt": OPT_CONFIG,
     "opt-350m": OPT_350M_CONFIG,
     "gpt2": GPT2_CONFIG,
     "llama": LLAMA_CONFIG,
     "mistral": MISTRAL_CONFIG,
+    "mobilellm": MOBILELLM_CONFIG,
+    "qwen2": QWEN2_CONFIG,
+    "gemma": GEMMA_CONFIG,
+    "phi": PHI_CONFIG,
+    "persimmon": PERSIMMON_CONFIG,
+    "falcon": FALCON_CONFIG,
+    "falcon-40b": FALCON_40B_CONFIG,
+    "falcon-rw": FALCON_RW_CONFIG,
+}
+# An encoder: it has no cache and continues no text.
+DISTILBERT_CONFIG = {
+    "model_type": "distilbert",
+    "vocab_size": 307,
+    "dim": 24,
+    "hidden_dim": 40,
+    "n_layers": 2,
+    "n_heads": 3,
+    "max_position_embeddings": 96,
 }
 
 # The tokenizer has fewer words than the models' vocabulary, as published ones do.
@@ -122,7 +210,7 @@ def random_weights(config, seed=0, dtype="float16"):
         elif name.endswith("bias"):
             numbers *= 0.3
         else:
-            numbers = 1 + 0.3 * numbers
+            numbers = (0 if config.norm_plus_one else 1) + 0.3 * numbers
         weights[name] = numbers.astype(dtype).astype(np.float32)
     return weights
 

@@ -2,8 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
-from helpers_models import CONFIGS
+from helpers_models import CONFIGS, DISTILBERT_CONFIG
 
 from tinyflash.config import ModelConfig, Rope, layer_shapes, weight_shapes
 from tinyflash.families import ENCODERS, FAMILIES, family_of, read_config, tensor_names
@@ -172,7 +173,191 @@ SMOLLM2_135M = {
     "use_cache": True,
     "vocab_size": 49152,
 }
-# Counted by transformers on the published models.
+FALCON_7B = {
+    "alibi": False,
+    "apply_residual_connection_post_layernorm": False,
+    "architectures": ["FalconForCausalLM"],
+    "attention_dropout": 0.0,
+    "bias": False,
+    "bos_token_id": 11,
+    "eos_token_id": 11,
+    "hidden_dropout": 0.0,
+    "hidden_size": 4544,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "falcon",
+    "multi_query": True,
+    "new_decoder_architecture": False,
+    "num_attention_heads": 71,
+    "num_hidden_layers": 32,
+    "parallel_attn": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.27.4",
+    "use_cache": True,
+    "vocab_size": 65024,
+}
+FALCON_40B = FALCON_7B | {
+    "hidden_size": 8192,
+    "new_decoder_architecture": True,
+    "num_attention_heads": 128,
+    "num_hidden_layers": 60,
+    "num_kv_heads": 8,
+}
+FALCON_11B = FALCON_40B | {
+    "ff_factor": 4,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_ln_in_parallel_attn": 1,
+    "tie_word_embeddings": False,
+}
+FALCON_RW_1B = FALCON_7B | {
+    "alibi": True,
+    "bias": True,
+    "hidden_size": 2048,
+    "multi_query": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 24,
+    "parallel_attn": False,
+    "vocab_size": 50304,
+}
+PHI_2 = {
+    "architectures": ["PhiForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 50256,
+    "hidden_act": "gelu_new",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 10240,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "phi",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "qk_layernorm": False,
+    "resid_pdrop": 0.1,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 51200,
+}
+GEMMA_2B = {
+    "architectures": ["GemmaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "head_dim": 256,
+    "hidden_act": "gelu",
+    "hidden_activation": None,
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 16384,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 256000,
+}
+QWEN2_05B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+PERSIMMON_8B = {
+    "architectures": ["PersimmonForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 71013,
+    "eos_token_id": 71013,
+    "hidden_act": "relu2",
+    "hidden_dropout": 0.0,
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 16384,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 16384,
+    "model_type": "persimmon",
+    "num_attention_heads": 64,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 64,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": True,
+    "rope_scaling": None,
+    "rope_theta": 25000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 262144,
+}
+MOBILELLM_125M = LLAMA_2_7B | {
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "layer_sharing": False,
+    "max_position_embeddings": 2048,
+    "mlp_bias": False,
+    "model_type": "mobilellm",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "rope_theta": 10000.0,
+    "share_embedding": True,
+}
+MOBILELLM_LS_125M = MOBILELLM_125M | {"layer_sharing": True}
+DISTILBERT = {
+    "activation": "gelu",
+    "architectures": ["DistilBertForMaskedLM"],
+    "attention_dropout": 0.1,
+    "dim": 768,
+    "dropout": 0.1,
+    "hidden_dim": 3072,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 512,
+    "model_type": "distilbert",
+    "n_heads": 12,
+    "n_layers": 6,
+    "pad_token_id": 0,
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": False,
+    "tie_weights_": True,
+    "transformers_version": "4.10.0.dev0",
+    "vocab_size": 30522,
+}
+# Counted by transformers on models of these configs; MobileLLM's stand in its paper's code.
 PARAMETERS = {
     "opt-6.7b": (OPT_6_7B, 6_658_473_984),
     "opt-350m": (OPT_350M, 331_196_416),
@@ -181,6 +366,17 @@ PARAMETERS = {
     "llama-3.1-8b": (LLAMA_3_1_8B, 8_030_261_248),
     "mistral-7b": (MISTRAL_7B, 7_241_732_096),
     "smollm2-135m": (SMOLLM2_135M, 134_515_008),
+    "falcon-7b": (FALCON_7B, 6_921_720_704),
+    "falcon-40b": (FALCON_40B, 41_303_293_952),
+    "falcon-11b": (FALCON_11B, 11_102_822_400),
+    "falcon-rw-1b": (FALCON_RW_1B, 1_311_625_216),
+    "phi-2": (PHI_2, 2_779_683_840),
+    "gemma-2b": (GEMMA_2B, 2_506_172_416),
+    "qwen2-0.5b": (QWEN2_05B, 494_032_768),
+    "persimmon-8b": (PERSIMMON_8B, 9_397_175_296),
+    "mobilellm-125m": (MOBILELLM_125M, 124_635_456),
+    "mobilellm-ls-125m": (MOBILELLM_LS_125M, 124_635_456),
+    "distilbert": (DISTILBERT, 66_985_530),
 }
 
 
@@ -225,13 +421,61 @@ def test_published_models_have_their_published_number_of_parameters(hf_config, p
         ),
         (MISTRAL_7B, {"family": "llama", "window": 4096, "kv_heads": 8}),
         (SMOLLM2_135M, {"tied": True, "kv_heads": 3, "rope": Rope(100000), "eos_ids": (0,)}),
+        (
+            FALCON_7B,
+            {"heads": 71, "kv_heads": 1, "head_width": 64, "ffn_width": 18176, "tied": True}
+            | {"parallel": True, "shared_norm": True, "norm": "layer", "activation": "gelu"}
+            | {"positions": "rotary", "qkv_bias": False, "out_bias": False, "ffn_bias": False}
+            | {"gated": False, "context": 2048, "eos_ids": (11,)},
+        ),
+        (FALCON_40B, {"kv_heads": 8, "parallel": True, "shared_norm": False, "head_width": 64}),
+        (FALCON_11B, {"kv_heads": 8, "shared_norm": True, "tied": False, "ffn_width": 16384}),
+        (
+            FALCON_RW_1B,
+            {"kv_heads": 32, "positions": "alibi", "parallel": False, "shared_norm": False}
+            | {"qkv_bias": True, "out_bias": True, "ffn_bias": True},
+        ),
+        (
+            PHI_2,
+            {"head_width": 80, "rotary_width": 32, "turned": 32, "parallel": True}
+            | {"shared_norm": True, "unembed_bias": True, "qk_norm": False, "norm": "layer"}
+            | {"activation": "gelu_new", "tied": False, "qkv_bias": True, "gated": False},
+        ),
+        (
+            GEMMA_2B,
+            {"heads": 8, "kv_heads": 1, "head_width": 256, "norm_plus_one": True, "tied": True}
+            | {"activation": "gelu_pytorch_tanh", "gated": True, "norm": "rms"}
+            | {"embed_scale": float(np.float32(math.sqrt(2048))), "qkv_bias": False},
+        ),
+        (
+            QWEN2_05B,
+            {"qkv_bias": True, "out_bias": False, "ffn_bias": False, "window": None}
+            | {"head_width": 64, "rope": Rope(1000000.0), "tied": True},
+        ),
+        (
+            PERSIMMON_8B,
+            {"activation": "relu2", "qk_norm": True, "rotary_width": 32, "norm": "layer"}
+            | {"rope": Rope(25000.0), "parallel": False, "qkv_bias": True, "ffn_bias": True}
+            | {"unembed_bias": False, "kv_heads": 64},
+        ),
+        (MOBILELLM_125M, {"layers": 30, "weight_layers": 30, "tied": True, "kv_heads": 3}),
+        (MOBILELLM_LS_125M, {"layers": 60, "weight_layers": 30, "layer_repeats": 2}),
+        (
+            DISTILBERT,
+            {"causal": False, "norm_after": True, "embed_norm": True, "norm_eps": 1e-12}
+            | {"unembed_transform": True, "unembed_bias": True, "activation": "gelu"}
+            | {"positions": "learned", "position_offset": 0, "tied": True, "context": 512},
+        ),
     ],
     ids=PARAMETERS,
 )
 def test_what_published_configs_say(hf_config, switches):
     config = read_config(hf_config)
     assert {name: getattr(config, name) for name in switches} == switches
-    assert config.layers == hf_config.get("num_hidden_layers", hf_config.get("n_layer"))
+    layers = next(
+        hf_config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if key in hf_config
+    )
+    assert config.weight_layers == layers
     assert config.vocab_size == hf_config["vocab_size"]
 
 
@@ -251,6 +495,23 @@ def test_what_a_config_leaves_out_has_transformers_meaning():
     assert (config.kv_heads, config.context, config.norm_eps) == (32, 2048, 1e-6)
     assert (config.tied, config.bos_id, config.eos_ids) == (False, 1, (2,))
 
+    sizes = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    for whole in (FALCON_7B, PERSIMMON_8B, PHI_2):
+        bare = {k: v for k, v in whole.items() if k in (*sizes, "intermediate_size", "rope_theta")}
+        bare |= {"partial_rotary_factor": 0.4} if whole is PHI_2 else {}
+        bare |= {k: whole[k] for k in ("bos_token_id", "eos_token_id")}
+        assert read_config(bare) == read_config(whole)
+    bare = {k: GEMMA_2B[k] for k in (*sizes, "intermediate_size", "num_key_value_heads")}
+    assert read_config(bare) == read_config(GEMMA_2B)
+    assert (
+        read_config(bare | {"num_attention_heads": 16, "num_key_value_heads": None}).kv_heads == 16
+    )
+    bare = {k: QWEN2_05B[k] for k in (*sizes, "intermediate_size")} | {"num_attention_heads": 32}
+    config = read_config(bare)
+    assert (config.kv_heads, config.context, config.bos_id, config.eos_ids) == (32, 32768, None, ())
+    bare = {k: DISTILBERT[k] for k in ("model_type", "vocab_size", "dim", "hidden_dim")}
+    assert read_config(bare | {"n_heads": 12, "n_layers": 6}) == read_config(DISTILBERT)
+
 
 def test_a_switch_turns_what_it_says():
     assert read_config(OPT_6_7B | {"_remove_final_layer_norm": True}).final_norm is False
@@ -267,6 +528,41 @@ def test_a_switch_turns_what_it_says():
     # transformers' Llama ignores the key, and Mistral v0.2 sets it to null
     assert read_config(LLAMA_2_7B | {"sliding_window": 4096}).window is None
     assert read_config(MISTRAL_7B | {"sliding_window": None}).window is None
+    # relufied models
+    assert read_config(LLAMA_2_7B | {"hidden_act": "relu"}).activation == "relu"
+    assert read_config(FALCON_7B | {"activation": "relu"}).activation == "relu"
+    assert read_config(GEMMA_2B | {"hidden_act": "relu"}).activation == "relu"
+    assert read_config(PHI_2 | {"qk_layernorm": True}).qk_norm is True
+    assert read_config(PERSIMMON_8B | {"qk_layernorm": False}).qk_norm is False
+    # Falcon 7B's key counts in the new architecture alone, as in transformers
+    assert read_config(FALCON_7B | {"num_kv_heads": 71}).kv_heads == 1
+    # some MobileLLM configs call themselves llama
+    config = read_config(MOBILELLM_LS_125M | {"model_type": "llama"})
+    assert (config.family, config.layers, config.weight_layers) == ("llama", 60, 30)
+    assert config.tied and not read_config(MOBILELLM_125M | {"share_embedding": False}).tied
+
+
+def test_qwen2_windows_lie_where_transformers_has_them():
+    windowed = QWEN2_05B | {"use_sliding_window": True, "sliding_window": 9}
+    last = read_config(windowed | {"max_window_layers": 21})
+    assert [last.window_of(i) for i in (0, 20, 21, 23)] == [None, None, 9, 9]
+    assert read_config(windowed | {"max_window_layers": 0}).window_layers == tuple(range(24))
+    assert read_config(windowed).window is None  # from layer 24 on: nowhere
+    kinds = ["full_attention", "sliding_attention"] * 12
+    mixed = read_config(windowed | {"layer_types": kinds, "max_window_layers": 0})
+    assert [mixed.window_of(i) for i in range(4)] == [None, 9, None, 9]
+    assert read_config(QWEN2_05B | {"layer_types": ["full_attention"] * 24}).window is None
+    mistral = read_config(MISTRAL_7B)
+    assert mistral.window_of(0) == mistral.window_of(31) == 4096
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling", None])
+def test_a_partial_rotary_factor_is_found_where_files_have_it(key):
+    without = {k: v for k, v in PERSIMMON_8B.items() if k != "partial_rotary_factor"}
+    share = {"partial_rotary_factor": 0.25}
+    nested = {key: {"rope_type": "default", "rope_theta": 25000.0} | share} if key else share
+    assert read_config(without | nested).rotary_width == 16
+    assert read_config(without).rotary_width == 32
 
 
 @pytest.mark.parametrize(
@@ -287,6 +583,8 @@ def test_rope_settings_old_and_new(keys, rope):
 
 # Refusals.
 
+OURS = "distilbert, falcon, gemma, gpt2, llama, mistral, mobilellm, opt, persimmon, phi, qwen2"
+
 
 def refused(hf_config):
     with pytest.raises(ValueError) as error:
@@ -296,7 +594,7 @@ def refused(hf_config):
     return sentence
 
 
-@pytest.mark.parametrize("hf_config", [OPT_6_7B, GPT2, LLAMA_2_7B, MISTRAL_7B])
+@pytest.mark.parametrize("hf_config", [config for config, _ in PARAMETERS.values()])
 def test_unknown_keys_are_refused_by_name(hf_config):
     sentence = refused(hf_config | {"use_parallel_residual": False, "norm_first": 1})
     assert "'use_parallel_residual'" in sentence and "'norm_first'" in sentence
@@ -309,11 +607,11 @@ def test_unknown_keys_are_refused_by_name(hf_config):
 def test_an_unknown_model_type_lists_ours(model_type):
     sentence = refused({"model_type": model_type})
     assert repr(model_type) in sentence
-    assert "gpt2, llama, mistral, opt" in sentence
+    assert OURS in sentence
 
 
 def test_a_config_without_model_type_is_refused():
-    assert "gpt2, llama, mistral, opt" in refused({})
+    assert OURS in refused({})
 
 
 @pytest.mark.parametrize("model_type", sorted(ENCODERS))
@@ -324,7 +622,7 @@ def test_encoders_have_a_sentence_of_their_own(model_type):
 
 
 def test_no_family_is_an_encoder():
-    assert {"bert", "distilbert", "roberta"} <= ENCODERS
+    assert {"bert", "roberta"} <= ENCODERS
     assert not ENCODERS & set(FAMILIES)
     assert family_of({"model_type": "mistral"}).NAME == "llama"
 
@@ -356,12 +654,36 @@ def test_a_rope_scaling_without_its_factor_is_refused():
         (OPT_6_7B, {"num_hidden_layers": 0}, "layers must be"),
         (OPT_6_7B, {"vocab_size": -5}, "vocab_size must be"),
         (OPT_6_7B, {"ffn_dim": 2.5}, "ffn_width must be"),
-        (OPT_6_7B, {"activation_function": "gelu"}, "'gelu'"),
-        (GPT2, {"activation_function": "gelu"}, "'gelu'"),
+        (OPT_6_7B, {"activation_function": "gelu_fast"}, "'gelu_fast'"),
+        (GPT2, {"activation_function": "quick_gelu"}, "'quick_gelu'"),
         (GPT2, {"scale_attn_weights": False}, "scale_attn_weights"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention"),
-        (LLAMA_2_7B, {"hidden_act": "gelu"}, "'gelu'"),
+        (LLAMA_2_7B, {"hidden_act": "mish"}, "'mish'"),
+        (LLAMA_2_7B, {"layer_sharing": "yes"}, "layer_sharing"),
+        (MOBILELLM_125M, {"share_embedding": "true"}, "share_embedding"),
+        (FALCON_7B, {"num_attention_heads": 70}, "4544 does not divide into 70 heads"),
+        (FALCON_7B, {"num_ln_in_parallel_attn": 2}, "without new_decoder_architecture"),
+        (FALCON_40B, {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn"),
+        (FALCON_40B, {"parallel_attn": False}, "parallel_attn"),
+        (FALCON_40B, {"num_kv_heads": 7}, "cannot share 7 key/value heads"),
+        (FALCON_RW_1B, {"num_kv_heads": 4}, "num_kv_heads"),
+        (FALCON_7B, {"apply_residual_connection_post_layernorm": True}, "residual"),
+        (FALCON_11B, {"ff_factor": 5}, "ff_factor"),
+        (FALCON_7B, {"alibi": "no"}, "alibi"),
+        (FALCON_7B, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        (PHI_2, {"partial_rotary_factor": 0.42}, "33 of a head width of 80"),
+        (PHI_2, {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        (PHI_2, {"partial_rotary_factor": 0.001}, "0 of a head width of 80"),
+        (PERSIMMON_8B, {"num_key_value_heads": 8}, "num_key_value_heads"),
+        (GEMMA_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (GEMMA_2B, {"hidden_activation": "gelu"}, "hidden_activation"),
+        (QWEN2_05B, {"use_mrope": True}, "use_mrope"),
+        (QWEN2_05B, {"layer_types": ["sliding_attention"] * 24}, "no sliding_window in use"),
+        (QWEN2_05B, {"layer_types": ["full_attention"] * 23}, "layer_types"),
+        (QWEN2_05B, {"layer_types": ["linear_attention"] * 24}, "layer_types"),
+        (DISTILBERT, {"n_heads": 11}, "768 does not divide into 11 heads"),
+        (DISTILBERT, {"activation": "gelu_fast"}, "'gelu_fast'"),
         (LLAMA_2_7B, {"rope_interleaved": True}, "rope_interleaved"),
         (LLAMA_2_7B, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         (LLAMA_2_7B, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
@@ -378,7 +700,7 @@ def test_what_makes_no_model_is_refused(hf_config, changes, words):
 
 
 @pytest.mark.parametrize("odd", [None, "x", "", -1, 0, 1.5, math.nan, True, [], {}, [1], {"a": 1}])
-@pytest.mark.parametrize("hf_config", [OPT_6_7B, GPT2, LLAMA_3_1_8B, MISTRAL_7B])
+@pytest.mark.parametrize("hf_config", [config for config, _ in PARAMETERS.values()])
 def test_whatever_a_key_holds_there_is_a_config_or_one_sentence(hf_config, odd):
     for key in set(hf_config) | FAMILIES[hf_config["model_type"]].KEYS:
         try:
@@ -397,15 +719,69 @@ def test_whatever_rope_scaling_holds_there_is_a_config_or_one_sentence():
 # Names.
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "distilbert"])
 def test_every_weight_has_a_place_and_no_two_share_one(name):
-    config = read_config(CONFIGS[name])
+    config = read_config((CONFIGS | {"distilbert": DISTILBERT_CONFIG})[name])
     places = tensor_names(config)
     shapes = weight_shapes(config)
     assert set(shapes) <= set(places)
-    taken = [(places[ours].name, places[ours].first) for ours in shapes]
-    assert len(set(taken)) == len(taken)
-    assert not any("{" in stored for stored, _ in taken)
+    rows = {}
+    for ours, shape in shapes.items():
+        rows.setdefault(places[ours].name, []).append((places[ours], shape[0]))
+    assert not any("{" in stored for stored in rows)
+    for stored, pieces in rows.items():
+        total = sum(size for _, size in pieces)
+        taken = [np.arange(total)[place.rows(total)] for place, _ in pieces]
+        assert [len(numbers) for numbers in taken] == [size for _, size in pieces], stored
+        assert sorted(np.concatenate(taken).tolist()) == list(range(total)), stored
+
+
+@pytest.mark.parametrize(
+    "hf_config, stored, q, k, v",
+    [
+        # H + 2 heads: all queries, the key head, the value head
+        (FALCON_7B | {"num_attention_heads": 4, "hidden_size": 8}, 12, range(8), (8, 9), (10, 11)),
+        # for each of two key heads: two query heads, it, its values
+        (
+            FALCON_40B | {"num_attention_heads": 4, "hidden_size": 8, "num_kv_heads": 2},
+            16, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 12, 13), (6, 7, 14, 15),
+        ),
+        # for each head: query, key, value
+        (
+            PERSIMMON_8B | {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8},
+            24, (0, 1, 2, 3, 12, 13, 14, 15), (4, 5, 6, 7, 16, 17, 18, 19),
+            (8, 9, 10, 11, 20, 21, 22, 23),
+        ),
+        (
+            FALCON_RW_1B | {"num_attention_heads": 2, "hidden_size": 4},
+            12, (0, 1, 6, 7), (2, 3, 8, 9), (4, 5, 10, 11),
+        ),
+    ],
+)  # fmt: skip
+def test_the_orders_of_fused_queries_keys_and_values(hf_config, stored, q, k, v):
+    places = tensor_names(read_config(hf_config))
+    for name, rows in (("q", q), ("k", k), ("v", v)):
+        for kind in ("weight", "bias"):
+            place = places[f"layers.0.attn.{name}.{kind}"]
+            assert np.arange(stored)[place.rows(stored)].tolist() == list(rows), name
+
+
+def test_only_rows_that_do_not_lie_together_are_gathered():
+    assert isinstance(
+        tensor_names(read_config(FALCON_7B))["layers.0.attn.q.weight"].rows(4672), slice
+    )
+    assert isinstance(tensor_names(read_config(GPT2))["layers.0.attn.k.weight"].rows(2304), slice)
+    gathered = tensor_names(read_config(FALCON_40B))["layers.0.attn.q.weight"].rows(9216)
+    assert isinstance(gathered, np.ndarray) and len(gathered) == 8192
+
+
+def test_layers_that_share_weights_have_them_once():
+    config = read_config(MOBILELLM_LS_125M)
+    assert {name.split(".")[1] for name in weight_shapes(config) if name.startswith("layers.")} == {
+        str(i) for i in range(30)
+    }
+    assert set(weight_shapes(config)) == set(weight_shapes(read_config(MOBILELLM_125M)))
+    assert [config.weight_layer(i) for i in (0, 1, 2, 58, 59)] == [0, 0, 1, 29, 29]
 
 
 def test_layers_are_all_alike():

@@ -215,10 +215,10 @@ def play_traces(traces, seed=0, rows_of=lambda rng, F: rng.integers(1, F + 2)):
             sets += [set(np.flatnonzero(row).tolist()) for row in active]
             needed = union(sets, len(active))
 
-            # what the given neurons come to
-            mask = active.any(axis=0)
-            chosen = weights | {"ffn.down.weight": weights["ffn.down.weight"] * mask}
-            np.testing.assert_array_equal(y, dense(chosen, store.config, x))
+            # what the neurons given for each token come to
+            for t, mask in enumerate(active):
+                chosen = weights | {"ffn.down.weight": weights["ffn.down.weight"] * mask}
+                np.testing.assert_array_equal(y[t], dense(chosen, store.config, x[t]))
 
             # what moved: every neuron once at most, none that was there, none twice
             loaded, evicted = (tapped[f"layers.0.ffn.{n}"].tolist() for n in ("loaded", "evicted"))
@@ -395,11 +395,9 @@ def test_hybrid_reads_what_is_not_resident():
 
 def test_only_the_active_rows_are_decoded_and_each_once(monkeypatch):
     decoded = []
-    original = neuron_sum.decode
+    original = neuron_sum.decoded
     monkeypatch.setattr(
-        neuron_sum,
-        "decode",
-        lambda bits, *a, **k: decoded.append(bits.size) or original(bits, *a, **k),
+        neuron_sum, "decoded", lambda rows, *a: decoded.append(rows.size) or original(rows, *a)
     )
     rng = np.random.default_rng(7)
     weights = random_layer(rng, 40, 6, shift=-2.0)
@@ -414,6 +412,16 @@ def test_only_the_active_rows_are_decoded_and_each_once(monkeypatch):
             sum(decoded) == sum(active.any(axis=0).sum() for active in calls) * flash.fetched.width
         )
         assert flash.take_counters().wanted * flash.fetched.width == sum(decoded)
+
+
+def test_large_activations_do_not_overflow_on_the_way():
+    """Activations are multiplied by 2^112 in the place of float16's tiles, if they are small."""
+    weights = random_layer(np.random.default_rng(3), 30, 6)
+    for size in (1.0, 2.0**13, 2.0**16, 2.0**20):  # of x; activations are a few times larger
+        x = [np.full((T, 6), size, dtype=np.float32) for T in (1, 2)]
+        pairs, _ = both(weights, x, dtype="float16", mode="all", rows=30)
+        for expected, computed in pairs:
+            np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=size * 1e-5)
 
 
 def test_many_tiles_give_the_same_as_one(monkeypatch):

@@ -11,9 +11,13 @@ from tinyflash.cli import main
 from tinyflash.flash import verified
 from tinyflash.flash.budget import budget_for, parse_memory, rows_by_layer
 from tinyflash.flash.convert import convert
+from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.engine import open_engine
+from tinyflash.flash.predictor import Predictor, read_predictors, write_predictors
 from tinyflash.flash.store import open_store
+from tinyflash.ops import linear
 from tinyflash.taps import FLASH_TAPS
+from tinyflash.transformer import dense_feed_forward, forward, under_prefix
 
 PROMPT = [3, 17, 9, 30, 8, 21, 12]
 
@@ -320,3 +324,89 @@ def test_a_store_that_breaks_during_a_run_gives_no_wrong_text(tmp_path):
         file.truncate(5000)
     with pytest.raises((OSError, ValueError), match="ffn.safetensors"):
         list(pieces)
+
+
+def with_predictors(store, seed=0, bias=0.0):
+    """The store with random predictors of rank 3 or 4, which guess as they like."""
+    rng, config = np.random.default_rng(seed), store.config
+    predictors = [
+        Predictor(
+            rng.standard_normal((3 + i % 2, config.width)).astype(np.float32),
+            rng.standard_normal((config.ffn_width, 3 + i % 2)).astype(np.float32),
+            np.full(config.ffn_width, bias, dtype=np.float32),
+            0.7,
+        )
+        for i in range(config.layers)
+    ]
+    window = {"mean": [config.ffn_width / 3, config.ffn_width / 2], "most": [20, 30]}
+    report = {"layers": [{"window": window} for _ in predictors], "text": "none", "tokens": 0}
+    return write_predictors(store, predictors, report)
+
+
+def logits_of_predicted(store, model):
+    """Dense logits where each feed-forward adds its predicted neurons only."""
+    predictors, layers = read_predictors(store, np.float64), []
+    for i, predictor in enumerate(predictors):
+
+        def feed_forward(x, i=i, predictor=predictor):
+            layer = under_prefix(model.weights, f"layers.{i}.")
+            seen = {}
+            dense_feed_forward(layer, store.config, x, seen.__setitem__)
+            act = np.where(predictor.find(x, TokenCounters())[0], seen["ffn.act"], 0)
+            return linear(act, layer("ffn.down.weight"), layer("ffn.down.bias"))
+
+        layers.append(feed_forward)
+    ids = np.array(PROMPT, dtype=np.int64)
+    return forward(model.weights, store.config, ids, feed_forwards=layers)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_predicted_neurons_are_computed_and_no_others(tmp_path, name):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS[name])
+    store = with_predictors(open_store(convert(folder, tmp_path / "model.flash")))
+    dense = tinyflash.load(folder, dtype="float64")
+    expected = logits_of_predicted(store, dense)
+    size = np.abs(expected).max()
+    assert np.abs(dense.logits(PROMPT) - expected).max() > 1e-3 * size  # some were left out
+    for mode in ("predictor", "window", "all"):
+        for memory in ("120%", "500%"):
+            model = tinyflash.load(store.path, memory=memory, mode=mode, dtype="float64")
+            cache = model.new_cache(len(PROMPT))
+            parts = [model.logits(PROMPT[:4], cache)]
+            parts += [model.logits([token], cache) for token in PROMPT[4:]]
+            assert np.abs(np.concatenate(parts) - expected).max() <= 1e-12 * size
+            cost = model.flash.cost_per_token(len(PROMPT) - 4)
+            held = {"predictor": cost["held"] == 0}
+            assert held.get(mode, cost["held"] > 0)
+            assert model.flash.components()["predictors"] == model.flash.budget.telling > 0
+            if mode == "predictor":  # one cache for all layers
+                assert len({id(layer.cache) for layer in model.flash.feed_forwards}) == 1
+
+
+def test_the_mode_is_the_best_there_is(tmp_path):
+    folder = tmp_path / "model"
+    write_model(folder, CONFIGS["opt"])
+    store = open_store(convert(folder, tmp_path / "model.flash"))
+    assert tinyflash.load(store.path, memory="120%").flash.mode == "hybrid"
+    with pytest.raises(ValueError, match="no trained predictors; tinyflash train predictor"):
+        tinyflash.load(store.path, memory="120%", mode="predictor")
+    assert tinyflash.load(with_predictors(store).path, memory="120%").flash.mode == "all"
+
+
+def test_reading_part_by_part_takes_twice_as_many_reads(tmp_path):
+    """Mode window and mode all read the same neurons: two reads each, or one."""
+    config = dict(CONFIGS["opt"], hidden_size=2048, ffn_dim=64, num_attention_heads=2)
+    write_model(tmp_path / "model", config)
+    store = open_store(convert(tmp_path / "model", tmp_path / "model.flash", dtype="float16"))
+    store = with_predictors(store, bias=-40.0)
+    assert store.row_bytes == 8192
+    costs = {}
+    for mode in ("window", "all"):
+        model = tinyflash.load(store.path, mode=mode, k=1)
+        model.logits(PROMPT[:1])
+        costs[mode] = model.flash.costs[-1][1]
+    assert costs["window"].loaded == costs["all"].loaded > 0
+    assert costs["window"].bytes_read == costs["all"].bytes_read
+    assert costs["window"].chunk_sizes == {4096: 2 * costs["all"].loaded}
+    assert sum(costs["all"].chunk_sizes.values()) < costs["window"].reads

@@ -38,10 +38,13 @@ BUNDLINGS = ("row-column", "plain")
 
 
 def neurons_of(store):
-    """The feed-forward as it lies on flash: for each layer (F, parts · D), a view of the file."""
+    """The feed-forward as it lies on flash: for each layer (F, parts · D), a view of the file.
+
+    Layers that share weights count once.
+    """
     F, D = store.config.ffn_width, store.config.width
     file = np.memmap(store.ffn_path, dtype=np.uint8, mode="r")
-    for regions in store.regions:
+    for regions in store.regions[:: store.config.layer_repeats]:
         matrices = []
         for offset in regions.values():
             columns = D * (len(store.parts) if store.bundling == "row-column" else 1)
@@ -144,7 +147,7 @@ def test_both_files_open_with_the_safetensors_package(tmp_path, name, bundling, 
         for number, part in enumerate(store.parts if bundling == "plain" else ()):
             region = tensors.pop(f"layers.{layer}.ffn.{part}")
             assert np.array_equal(region, neurons[:, number * D : (number + 1) * D])
-    matrices = len(store.regions) * len(store.regions[0])
+    matrices = store.config.weight_layers * len(store.regions[0])
     assert list(tensors) == [f"_pad.{number}" for number in range(matrices)]
     assert all(pad.dtype == np.uint8 and not pad.any() for pad in tensors.values())
     offsets = [offset for regions in store.regions for offset in regions.values()]

@@ -110,6 +110,8 @@ def test_activations_number_by_number():
 
     formulas = {
         "relu": lambda v: v if v > 0 else 0.0,
+        "relu2": lambda v: v * v if v > 0 else 0.0,
+        "gelu": lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)),
         "silu": lambda v: v / (1 + math.exp(-v)),
         "gelu_new": gelu_new,
         "gelu_pytorch_tanh": gelu_new,
@@ -127,7 +129,8 @@ def test_activations_of_large_numbers_are_quiet(name, dtype):
         warnings.simplefilter("error")
         y = ops.ACTIVATIONS[name](np.array([-1e4, -100, -0.0, 100, 1e4], dtype=dtype))
     assert y.dtype == dtype
-    np.testing.assert_allclose(y, [0, 0, 0, 100, 1e4], atol=1e-25)
+    largest = [100, 1e4] if name != "relu2" else [100**2, 1e4**2]
+    np.testing.assert_allclose(y, [0, 0, 0, *largest], atol=1e-25)
 
 
 def test_relu_of_negatives_is_exactly_zero():

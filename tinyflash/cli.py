@@ -64,7 +64,7 @@ def parser():
 
     add = verb(verbs, "evaluate", commands.evaluate, "perplexity on a text, or multiple choice")
     add("model", metavar="MODEL")
-    add("--text", metavar="FILE", help="measure perplexity on this text")
+    add("--text", metavar="FILE", help="perplexity on this text; an encoder fills its [MASK]s")
     add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
     add_memory(add)
 
@@ -92,6 +92,16 @@ def parser():
     add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
     add("--workers", type=int, default=2, metavar="N", help="threads")
 
+    add = verb(trains, "predictor", commands.train_predictor, "train activity predictors")
+    add("model", metavar="STORE", help="a flash directory, or a model that becomes one")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what activity is recorded on")
+    add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
+    add("--ranks", metavar="R", help="128, or 28x128,4x1024 layer by layer; default: the paper's")
+    add("--false-negatives", type=float, default=0.05, metavar="A", help="wanted share missed")
+    add("--epochs", type=int, default=2, metavar="N")
+    add("--tokens", type=int, metavar="N", help="most tokens of the text to use")
+    add("--sparsity", type=float, metavar="A", help="first set thresholds at which so many rest")
+
     benches = verbs.add_parser("bench", help="measure this machine").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -100,6 +110,16 @@ def parser():
     add("--seconds", type=float, default=60.0, metavar="S", help="of reading, in all")
     add("--out", metavar="PROFILE.json", help="save the device profile")
     add("--plot", metavar="FILE.png", help="draw the curve")
+
+    add = verb(benches, "flash", commands.bench_flash, "the paper's Tables 2 and 3, measured here")
+    add("model", metavar="MODEL")
+    add("--memory", default="50%", metavar="M", help="DRAM for weights and KV cache")
+    add("--tokens", type=int, default=32, metavar="N", help="measured, after the prompt")
+    add("--prompt", type=int, default=128, metavar="N", help="tokens of text read first")
+    add("--text", metavar="FILE", help="the tokens fed; default: the embedded held-out text")
+    add("--modes", metavar="A,B", help=f"of {', '.join(MODES)}; default: all of them")
+    add("--window", type=int, metavar="K", help="tokens it is long; default: as many as fit")
+    add("--profile", metavar="PROFILE.json", help="of this disk, by tinyflash bench disk --out")
 
     add = verb(verbs, "record", commands.record, "write every intermediate tensor")
     add("model", metavar="MODEL")

@@ -141,7 +141,7 @@ def peak_dram():
 
 def evaluate(options):
     """`tinyflash evaluate`"""
-    from tinyflash.evaluate import multiple_choice, perplexity, read_questions
+    from tinyflash.evaluate import MASK, fill_mask, multiple_choice, perplexity, read_questions
 
     if not options.text and not options.choices:
         raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
@@ -149,7 +149,16 @@ def evaluate(options):
     questions = read_questions(options.choices) if options.choices else None
     model = open_model(options.model, **flash_settings(options))
     result, rows = {"model": options.model}, []
-    if text is not None:
+    if text is not None and not model.config.causal and MASK in text:
+        fillings = fill_mask(model, text)
+        result["masks"] = [
+            [{"word": word, "probability": p} for word, p in filling] for filling in fillings
+        ]
+        rows += [
+            (f"mask {n}", ", ".join(f"{word} {100 * p:.1f} %" for word, p in filling))
+            for n, filling in enumerate(fillings, start=1)
+        ]
+    elif text is not None:
         with terminal.progress("Perplexity", "tokens") as report:
             measured = perplexity(model, text, report)
         result |= {
@@ -159,7 +168,10 @@ def evaluate(options):
             "context_rule": measured.rule,
         }
         rows += [
-            ("perplexity", f"{measured.perplexity:.4f}"),
+            (
+                "pseudo-perplexity" if measured.masked else "perplexity",
+                f"{measured.perplexity:.4f}",
+            ),
             ("nats per token", f"{measured.nats:.4f}"),
             ("tokens predicted", f"{measured.tokens:,}"),
             ("context rule", measured.rule),
@@ -241,3 +253,32 @@ def bench_disk(options):
     result = disk.run(options)
     if options.json:
         print(json.dumps(result))
+
+
+def bench_flash(options):
+    """`tinyflash bench flash`"""
+    from tinyflash.bench import flash
+
+    result = flash.bench_flash(options)
+    if options.json:
+        print(json.dumps(result))
+
+
+def train_predictor(options):
+    """`tinyflash train predictor`"""
+    from tinyflash.flash.train_predictor import train_predictor
+
+    with terminal.progress("Predictors", "layers") as report:
+        result = train_predictor(options, report)
+    if options.json:
+        print(json.dumps(result))
+        return
+    names = ("rank", "threshold", "active", "predicted", "false_negatives", "false_positives")
+    rows = [
+        (i, layer["rank"], f"{layer['threshold']:.3f}")
+        + tuple(f"{100 * layer[name]:.2f}" for name in names[2:])
+        for i, layer in enumerate(result["layers"])
+    ]
+    rows.append(("mean", "", "", *(f"{100 * result[name]:.2f}" for name in names[2:])))
+    header = ("layer", "rank", "threshold", "active %", "predicted %", "missed %", "needless %")
+    terminal.table(f"{result['store']}, on text held out", header, rows)

@@ -13,7 +13,7 @@ Weights are stored (out, in) and applied as `x @ W.T`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 
 
@@ -70,7 +70,7 @@ class ModelConfig:
     family: str
     vocab_size: int  # V
     width: int  # D
-    layers: int  # L
+    layers: int  # L, as often as a layer is computed
     heads: int  # H
     kv_heads: int  # G
     head_width: int  # K
@@ -83,16 +83,28 @@ class ModelConfig:
     norm: str = "layer"  # "layer" or "rms"
     norm_eps: float = 1e-5
     norm_affine: bool = True  # norms have a gain (and layer norms a bias)
+    norm_plus_one: bool = False  # the gain of a norm is 1 + its weight
     norm_after: bool = False  # post-norm: normalize x + f(x) instead of x
+    parallel: bool = False  # attention and feed-forward both read what enters the layer
+    shared_norm: bool = False  # parallel only: both read it through one norm
+    qk_norm: bool = False  # each head's queries and keys are normalized
     final_norm: bool = True
-    positions: str = "learned"  # "learned" or "rotary"
+    causal: bool = True  # False for an encoder, whose tokens see those after them too
+    positions: str = "learned"  # "learned", "rotary" or "alibi"
     position_offset: int = 0  # OPT's table begins two rows late
     rope: Rope = Rope()
+    rotary_width: int | None = None  # so many numbers of a head are turned; None for all K
     window: int | None = None  # a token sees itself and window - 1 tokens before it
+    window_layers: tuple[int, ...] | None = None  # the layers that have it; None for all
+    embed_scale: float = 1.0  # token embeddings are multiplied by it
+    embed_norm: bool = False  # a norm of the embeddings
     qkv_bias: bool = True
     out_bias: bool = True
     ffn_bias: bool = True
     tied: bool = True  # logits use the embedding matrix
+    unembed_bias: bool = False
+    unembed_transform: bool = False  # one more linear map and activation before the final norm
+    layer_repeats: int = 1  # times in a row that the weights of a layer are used
 
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -108,6 +120,7 @@ class ModelConfig:
             "ffn_width",
             "context",
             "embed_width",
+            "layer_repeats",
         )
         for size in sizes:
             value = getattr(self, size)
@@ -123,7 +136,7 @@ class ModelConfig:
             raise ValueError(
                 f"norm_eps must be a small number, but the config says {self.norm_eps!r}."
             )
-        switches = ("norm_affine", "qkv_bias", "out_bias", "ffn_bias", "tied")
+        switches = (field.name for field in fields(self) if field.type is bool)
         for switch in switches:
             if not isinstance(getattr(self, switch), bool):
                 raise ValueError(
@@ -137,11 +150,35 @@ class ModelConfig:
                 f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; "
                 "choose a number of kv heads that divides the heads."
             )
-        if self.positions == "rotary" and self.head_width % 2:
+        pairs = self.turned % 2 == 0 and 0 < self.turned <= self.head_width
+        if self.positions == "rotary" and not pairs:
             raise ValueError(
-                f"Rotary positions turn pairs of numbers, so a head width of {self.head_width} "
-                "does not work; choose an even one."
+                f"Rotary positions turn pairs of numbers, so {self.turned} of a head width of "
+                f"{self.head_width} does not work; choose an even number of them."
             )
+        if self.layers % self.layer_repeats:
+            raise ValueError(
+                f"{self.layers} layers are not {self.layer_repeats} times a whole number of layers."
+            )
+
+    @property
+    def turned(self):
+        """How many numbers of a head rotary positions turn: the first so many."""
+        return self.head_width if self.rotary_width is None else self.rotary_width
+
+    @property
+    def weight_layers(self):
+        """How many layers have weights of their own: L / layer_repeats."""
+        return self.layers // self.layer_repeats
+
+    def weight_layer(self, layer):
+        """Number of the layer whose weights a computed layer uses: layer // layer_repeats."""
+        return layer // self.layer_repeats
+
+    def window_of(self, layer):
+        """The window of one layer in tokens, or None where every token before it is seen."""
+        windowed = self.window_layers is None or layer in self.window_layers
+        return self.window if windowed else None
 
 
 def weight_shapes(config):
@@ -149,6 +186,9 @@ def weight_shapes(config):
 
     These are the names that the forward pass looks up; a family file says what each is called
     in a checkpoint.
+
+    Where layers share weights there are only those of `config.weight_layers` layers: layer i is
+    computed with those of layer i // layer_repeats.
 
     returns: dict name -> shape tuple; matrices are (out, in)
     """
@@ -158,15 +198,21 @@ def weight_shapes(config):
         shapes["positions.weight"] = (config.context + config.position_offset, D)
     if E != D:
         shapes["embed.project.weight"] = (D, E)
-    for i in range(config.layers):
+    if config.embed_norm:
+        shapes |= norm_shapes(config, "embed.norm", D)
+    for i in range(config.weight_layers):
         for name, shape in layer_shapes(config).items():
             shapes[f"layers.{i}.{name}"] = shape
+    if config.unembed_transform:
+        shapes |= linear_shapes("unembed.transform", D, D, bias=True)
     if config.final_norm:
-        shapes |= norm_shapes(config, "final_norm")
+        shapes |= norm_shapes(config, "final_norm", D)
     if E != D:
         shapes["unembed.project.weight"] = (E, D)
     if not config.tied:
         shapes["unembed.weight"] = (V, E)
+    if config.unembed_bias:
+        shapes["unembed.bias"] = (V,)
     return shapes
 
 
@@ -174,11 +220,14 @@ def layer_shapes(config):
     """Name and shape of every weight of one layer, without the `layers.{i}.` in front."""
     D, F = config.width, config.ffn_width
     H, G, K = config.heads, config.kv_heads, config.head_width
-    shapes = norm_shapes(config, "attn.norm")
+    shapes = norm_shapes(config, "attn.norm", D)
     for name, rows in (("q", H * K), ("k", G * K), ("v", G * K)):
         shapes |= linear_shapes(f"attn.{name}", rows, D, config.qkv_bias)
+    if config.qk_norm:
+        shapes |= norm_shapes(config, "attn.norm_q", K) | norm_shapes(config, "attn.norm_k", K)
     shapes |= linear_shapes("attn.o", D, H * K, config.out_bias)
-    shapes |= norm_shapes(config, "ffn.norm")
+    if not config.shared_norm:
+        shapes |= norm_shapes(config, "ffn.norm", D)
     shapes |= linear_shapes("ffn.up", F, D, config.ffn_bias)
     if config.gated:
         shapes |= linear_shapes("ffn.gate", F, D, config.ffn_bias)
@@ -194,11 +243,11 @@ def linear_shapes(name, rows, columns, bias):
     return shapes
 
 
-def norm_shapes(config, name):
-    """Shapes of one norm's gain and, for a layer norm, bias."""
+def norm_shapes(config, name, width):
+    """Shapes of the gain and, for a layer norm, bias of one norm over `width` numbers."""
     if not config.norm_affine:
         return {}
-    shapes = {f"{name}.weight": (config.width,)}
+    shapes = {f"{name}.weight": (width,)}
     if config.norm == "layer":
-        shapes[f"{name}.bias"] = (config.width,)
+        shapes[f"{name}.bias"] = (width,)
     return shapes

@@ -1,4 +1,8 @@
-"""How good a model is: perplexity on a text, and multiple choice by log-likelihood."""
+"""How good a model is: perplexity on a text, and multiple choice by log-likelihood.
+
+An encoder has no perplexity, since each of its predictions sees the whole text. What it is judged
+by is the pseudo-perplexity, and what it is for is filling in masks.
+"""
 
 import json
 import math
@@ -7,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyflash.generate import PREFILL
-from tinyflash.ops import log_softmax
+from tinyflash.ops import log_softmax, softmax
+
+MASK = "[MASK]"  # what stands in a text for a word that an encoder is to fill in
 
 
 @dataclass(frozen=True)
@@ -17,11 +23,13 @@ class Perplexity:
     nats    : mean negative log-likelihood of a token
     tokens  : how many tokens were predicted
     context : tokens in a full window
+    masked  : pseudo-perplexity: each token was predicted from those on both sides of it
     """
 
     nats: float
     tokens: int
     context: int
+    masked: bool = False
 
     @property
     def perplexity(self):
@@ -31,6 +39,11 @@ class Perplexity:
     @property
     def rule(self):
         """The context rule in words; perplexities under other rules do not compare."""
+        if self.masked:
+            return (
+                f"pseudo-perplexity: in windows of {self.context} tokens without overlap, each "
+                "token is masked by itself and predicted from all others of its window"
+            )
         return (
             f"windows of {self.context} tokens without overlap, each begun by the model's own "
             "first token if it has one; every token is predicted once, from its window alone"
@@ -60,12 +73,14 @@ def perplexity(model, text, progress=None):
 
     The text is cut into windows that fill the context, without overlap; each begins with the
     token that begins a text (BOS) where the model has one, and otherwise its first token is
-    given and not judged.
+    given and not judged. Of an encoder it is the `pseudo_perplexity`.
 
     progress : function (done, total tokens) or None
     returns  : Perplexity
     raises   : ValueError if there is nothing to predict
     """
+    if not model.config.causal:
+        return pseudo_perplexity(model, text, progress)
     begin = model.encode("")[:1]  # BOS, or nothing
     ids = model.encode(text)[len(begin) :]
     width = model.config.context - len(begin)
@@ -80,6 +95,77 @@ def perplexity(model, text, progress=None):
         raise ValueError("The text has no token to predict; give a longer one.")
     losses = np.concatenate(losses)
     return Perplexity(float(np.mean(losses)), len(losses), model.config.context)
+
+
+def pseudo_perplexity(model, text, progress=None):
+    """Pseudo-perplexity of a text under an encoder: each token is masked once and predicted.
+
+    exp(-1/N Σ log p(token | all others of the window))
+                                    (Masked language model scoring, arXiv 1910.14659, eq. 2 and 4)
+
+    The text is cut as in `perplexity`; a window stands between the encoder's own first and last
+    token. It takes one pass over the window for every token.
+
+    progress : function (done, total tokens) or None
+    returns  : Perplexity
+    raises   : ValueError if there is nothing to predict, or no mask in the vocabulary
+    """
+    around, mask = model.encode(""), mask_id(model)
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise ValueError("The text has no token to predict; give a longer one.")
+    width = model.config.context - len(around)
+    losses = []
+    for start in range(0, len(ids), width):
+        window = [*around[:1], *ids[start : start + width], *around[1:]]
+        for t in range(len(around[:1]), len(window) - len(around[1:])):
+            masked = [*window[:t], mask, *window[t + 1 :]]
+            log_p = log_softmax(model.logits(masked)[t].astype(np.float64))
+            losses.append(-log_p[window[t]])
+            if progress:
+                progress(len(losses), len(ids))
+    return Perplexity(float(np.mean(losses)), len(losses), model.config.context, masked=True)
+
+
+def fill_mask(model, text, top=5):
+    """What an encoder would put in place of each [MASK] of a text.
+
+    text   : str with at least one [MASK];  top : how many words to give for each, at least 1
+    returns: for each mask, in order, a list of (word, probability), the likeliest first
+    raises : ValueError if there is no mask in the text or the vocabulary, the text does not fit
+             the context, or the model is no encoder
+    """
+    if top < 1:
+        raise ValueError(f"At least 1 word is given for each mask, not {top}.")
+    ids, mask = model.encode(text), mask_id(model)
+    if mask not in ids:
+        raise ValueError(f"The text has no {MASK} to fill in; write one where a word is missing.")
+    p = softmax(model.logits(ids).astype(np.float64))
+    fillings = []
+    for t in (t for t, token in enumerate(ids) if token == mask):
+        likeliest = np.argsort(-p[t], kind="stable")[:top]
+        words = (model.tokenizer.backend.id_to_token(int(token)) for token in likeliest)
+        fillings.append(
+            [(word or "", float(p[t, token])) for word, token in zip(words, likeliest, strict=True)]
+        )
+    return fillings
+
+
+def mask_id(model):
+    """The id of the token that masks a word.
+
+    raises: ValueError if the model is no encoder or its vocabulary has no such token
+    """
+    if model.config.causal:
+        raise ValueError(
+            f"{model.name} continues texts and has not learned to fill in masks; that takes an "
+            "encoder such as distilbert."
+        )
+    model.encode("")  # says so where there is no tokenizer
+    mask = model.tokenizer.backend.token_to_id(MASK)
+    if mask is None:
+        raise ValueError(f"The vocabulary of {model.name} has no {MASK}; get its own tokenizer.")
+    return mask
 
 
 @dataclass(frozen=True)

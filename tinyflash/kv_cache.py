@@ -92,7 +92,7 @@ def written(buffer, start, new):
         buffer = enlarged(buffer, start, max(end, 2 * buffer.shape[1]))
     if buffer.dtype == np.float16 and not np.abs(new).max() < 65520:  # or not a number
         raise ValueError(
-            "A key or value is beyond what float16 holds, so it cannot be cached in half precision; "
+            "A key or value is beyond what float16 holds, so it cannot be cached in 16 bits; "
             "load the model without a memory budget, or in float64."
         )
     buffer[:, start:end] = new

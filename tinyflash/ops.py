@@ -6,6 +6,7 @@ runs forward on arrays and, traced by `training/tape.py`, yields gradients. Cons
 """
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -81,6 +82,11 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def relu_squared(x):
+    """max(x, 0)²      (Primer, arXiv 2109.08668, §4.1)"""
+    return np.square(np.maximum(x, 0))
+
+
 def silu(x):
     """x · sigmoid(x), as x / (1 + e⁻ˣ).
 
@@ -98,6 +104,50 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
+def gelu(x):
+    """x · Φ(x), Φ the distribution function of a normal number (arXiv 1606.08415, §2).
+
+    Φ(x) = ½ erfc(-x/√2), taken from the side where nothing cancels: Φ(-x) = 1 - Φ(x).
+    """
+    tail = 0.5 * erfc(np.abs(x) * math.sqrt(0.5))
+    return x * np.where(x < 0, tail, 1 - tail)
+
+
+# Of (1 + 2z) exp(z²) erfc(z) in Chebyshev polynomials of t = (z - 4) / (z + 4): a function that is
+# smooth to infinity, where it is 2/√π. (The form is that of Shepherd and Laframboise, Math. Comp.
+# 36, 1981; the numbers were computed with 50 digits, by its values at the roots of T₄₀.)
+ERFC_SERIES = (
+    1.1774832005374487, -0.007260796620301901, -0.081265123236185, 0.06009212804122225,
+    -0.02875393558027666, 0.01059566336347286, -0.003136927294554264, 0.0007456494372536184,
+    -0.00013696965030100534, 1.7183861600301018e-05, -7.158364623449406e-07,
+    -2.4261399442439417e-07, 5.576570939580425e-08, -2.10578695128829e-09, -1.171788935110809e-09,
+    1.9098355178146217e-10, 1.4088717673935778e-11, -6.901108316055967e-12, 9.167956032685145e-14,
+    2.1454503357785648e-13, -1.471664657361445e-14, -6.6687635403862224e-15,
+    7.503612029363965e-16,
+)  # fmt: skip
+
+
+@cache
+def erfc_polynomial(terms):
+    """Coefficients of 1, t, t² … of the first `terms` of the series; Python numbers."""
+    return [float(c) for c in np.polynomial.chebyshev.cheb2poly(ERFC_SERIES[:terms])]
+
+
+def erfc(z):
+    """Complementary error function of z ≥ 0: 2/√π ∫ exp(-u²) du from z to infinity.
+
+    NumPy has none. A series of 23 terms gives it to 10⁻¹⁵, one of 13 to all digits of a float32.
+
+    z : float array, nowhere below 0
+    """
+    z = np.minimum(z, 30)  # where it is 0 to every digit; from infinity t would be no number
+    t = (z - 4) / (z + 4)
+    *lower, sum_ = erfc_polynomial(23 if z.dtype == np.float64 else 13)
+    for coefficient in reversed(lower):
+        sum_ = sum_ * t + coefficient
+    return sum_ * np.exp(-z * z) / (1 + 2 * z)
+
+
 def fatrelu(a, threshold):
     """a where a ≥ threshold, else 0: an activation forced to rest more often.
 
@@ -112,7 +162,9 @@ def fatrelu(a, threshold):
 # The names that config.json files use for them.
 ACTIVATIONS = {
     "relu": relu,
+    "relu2": relu_squared,
     "silu": silu,
+    "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
 }
@@ -125,7 +177,7 @@ def activation(name, threshold=None):
 
 
 def rotary_frequencies(rope, K):
-    """Angle per token of each of the K/2 pairs of numbers in a head, in radians.
+    """Angle per token of each of the K/2 pairs of numbers that are turned, in radians.
 
     ω_i = θ^(-2i/K)      (RoFormer, arXiv 2104.09864, §3.4.2)
 
@@ -154,13 +206,40 @@ def rotary(x, positions, frequencies):
 
     This is the half-split layout of Hugging Face checkpoints: the pair of number i is number
     i + K/2. (The paper, Meta's files and GGUF files pair neighbors, 2i with 2i + 1.)
+    Fewer frequencies than K/2 turn as many pairs of the head's first numbers; the rest passes.
     The angles are float32 in every mode, as in the code that these models were trained with.
 
-    x : (..., T, heads, K);  positions : int (T,);  frequencies : (K/2,)
+    x : (..., T, heads, K);  positions : int (T,);  frequencies : (half,), half ≤ K/2
     """
-    K = x.shape[-1]
-    angles = positions[:, None].astype(np.float32) * frequencies  # (T, K/2)
-    cos = np.cos(angles)[:, None, :].astype(x.dtype)  # (T, 1, K/2)
+    half = len(frequencies)
+    angles = positions[:, None].astype(np.float32) * frequencies  # (T, half)
+    cos = np.cos(angles)[:, None, :].astype(x.dtype)  # (T, 1, half)
     sin = np.sin(angles)[:, None, :].astype(x.dtype)
-    first, second = x[..., : K // 2], x[..., K // 2 :]
-    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin, rest), axis=-1)
+
+
+def alibi(H, S):
+    """What every head adds to the scores of key s, before they are divided by √K: m_h · s.
+
+    m_h = 2^(-8h/H), h = 1 … H      (Train short, test long, arXiv 2108.12409, §3)
+
+    Where H is no power of two, the slopes of the next lower one are followed by every other slope
+    of the next higher. Counted from the first key instead of back from the query, the bias of a
+    row differs by a constant, which softmax ignores. Slopes, positions and products are rounded
+    to bfloat16, as where these models were trained: key 257 counts as number 256.
+
+    returns: float32 (H, 1, S)
+    """
+    base = 2 ** math.floor(math.log2(H))  # heads, the power of two
+    exponents = [8 * h / base for h in range(1, base + 1)]
+    exponents += [8 * h / (2 * base) for h in range(1, 2 * (H - base), 2)]
+    slopes = in_bfloat16(2.0 ** -np.array(exponents, dtype=np.float64))
+    positions = in_bfloat16(np.arange(S, dtype=np.float32))
+    return in_bfloat16(slopes[:, None, None] * positions)
+
+
+def in_bfloat16(x):
+    """Numbers rounded to the nearest bfloat16, to the even one where two are as near: float32."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)

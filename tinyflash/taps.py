@@ -7,7 +7,7 @@ names stand behind `layers.{i}.`.
 
 # name -> (shape, what it is)
 MODEL_TAPS = {
-    "embed": ("T D", "what enters layer 0: token (and learned position) embeddings"),
+    "embed": ("T D", "what enters layer 0: embeddings, scaled, with positions, normed"),
 }
 LAYER_TAPS = {
     "resid_pre": ("T D", "what enters the layer"),
@@ -15,21 +15,28 @@ LAYER_TAPS = {
     "attn.q": ("T H K", "attn.norm @ Wqᵀ + bq"),
     "attn.k": ("T G K", "attn.norm @ Wkᵀ + bk"),
     "attn.v": ("T G K", "attn.norm @ Wvᵀ + bv"),
-    "attn.rot_q": ("T H K", "attn.q turned by its position (half-split layout)"),
-    "attn.rot_k": ("T G K", "attn.k turned by its position (half-split layout)"),
-    "attn.scores": ("H T S", "q kᵀ / √K, before the mask"),
+    "attn.norm_q": ("T H K", "norm(attn.q), each head by itself"),
+    "attn.norm_k": ("T G K", "norm(attn.k), each head by itself"),
+    "attn.rot_q": ("T H K", "attn.q (or norm_q) turned by its position (half-split layout)"),
+    "attn.rot_k": ("T G K", "attn.k (or norm_k) turned by its position (half-split layout)"),
+    "attn.scores": ("H T S", "(q kᵀ + alibi) / √K, before the mask"),
     "attn.pattern": ("H T S", "softmax of the masked scores"),
     "attn.z": ("T H K", "attn.pattern @ v, head by head"),
     "attn.out": ("T D", "attn.z @ Woᵀ + bo"),
-    "resid_mid": ("T D", "resid_pre + attn.out"),
-    "ffn.norm": ("T D", "norm(resid_mid); where norms stand after, norm(attn.norm + ffn.out)"),
-    "ffn.pre": ("T F", "ffn.norm @ W_upᵀ + b_up"),
+    "resid_mid": ("T D", "resid_pre + attn.out; parallel layers have none"),
+    "ffn.norm": (
+        "T D",
+        "norm(resid_mid), in parallel layers norm(resid_pre) or, if they share a norm, none; "
+        "where norms stand after, norm(attn.norm + ffn.out)",
+    ),
+    "ffn.pre": ("T F", "ffn.norm (or the norm that is shared) @ W_upᵀ + b_up"),
     "ffn.gate": ("T F", "ffn.norm @ W_gateᵀ + b_gate"),
     "ffn.act": ("T F", "act(ffn.pre), or act(ffn.gate) · ffn.pre"),
     "ffn.out": ("T D", "ffn.act @ W_downᵀ + b_down"),
-    "resid_post": ("T D", "resid_mid + ffn.out; where norms stand after, ffn.norm"),
+    "resid_post": ("T D", "resid_pre + attn.out + ffn.out; where norms stand after, ffn.norm"),
 }
 LAST_TAPS = {
+    "unembed.transform": ("T D", "an encoder's act(resid_post @ Wᵀ + b); what final_norm is of"),
     "final_norm": ("T D", "norm of the last layer's resid_post"),
     "logits": ("T V", "one score for each token of the vocabulary"),
 }
@@ -69,12 +76,22 @@ SQUARE_TAPS = ("attn.scores", "attn.pattern")  # (H, T, S): they grow with the s
 
 
 def tap_names(config):
-    """All tap names of a model, in the order in which the forward pass computes them."""
-    layer = list(LAYER_TAPS)
-    if config.positions != "rotary":
-        layer = [name for name in layer if "rot_" not in name]
-    if not config.gated:
-        layer.remove("ffn.gate")
+    """All tap names of a model, in the order in which the forward pass computes them.
+
+    Layers are those that are computed; two that share weights have taps of their own.
+    """
+    have = {
+        "attn.norm_q": config.qk_norm,
+        "attn.norm_k": config.qk_norm,
+        "attn.rot_q": config.positions == "rotary",
+        "attn.rot_k": config.positions == "rotary",
+        "resid_mid": not config.parallel,
+        "ffn.norm": not config.shared_norm,
+        "ffn.gate": config.gated,
+        "unembed.transform": config.unembed_transform,
+        "final_norm": config.final_norm,
+    }
+    layer = [name for name in LAYER_TAPS if have.get(name, True)]
     if config.norm_after:
         for name, predecessor in (("attn.norm", "resid_mid"), ("ffn.norm", "ffn.out")):
             layer.remove(name)
@@ -82,7 +99,7 @@ def tap_names(config):
     names = list(MODEL_TAPS)
     for i in range(config.layers):
         names += [f"layers.{i}.{name}" for name in layer]
-    return names + [name for name in LAST_TAPS if config.final_norm or name != "final_norm"]
+    return names + [name for name in LAST_TAPS if have.get(name, True)]
 
 
 def tap_shape(config, name, T, S):

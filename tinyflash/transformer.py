@@ -18,6 +18,7 @@ import numpy as np
 from tinyflash.ops import (
     NORMS,
     activation,
+    alibi,
     linear,
     rotary,
     rotary_frequencies,
@@ -36,8 +37,14 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None):
     ids           : int (..., T), each in 0 … V-1
     cache         : KVCache of the tokens before these, or None when these are the first
     feed_forwards : one function (T, D) -> (T, D) a layer, or None for the dense ones
-    returns       : (..., T, V)
+    returns       : (..., T, V); of an encoder, the prediction for token t itself
+    raises        : ValueError for an encoder with a cache
     """
+    if cache is not None and not config.causal:
+        raise ValueError(
+            f"A {config.family} model is an encoder: it fills in masked words and cannot continue "
+            "a text, so it has no KV cache."
+        )
     T = ids.shape[-1]
     start = 0 if cache is None else cache.length
     x = embed(weights, config, ids, start)
@@ -53,16 +60,22 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None):
 def embed(weights, config, ids, start):
     """Token embeddings plus, in families that learn them, position embeddings.
 
+    Gemma scales the tokens' by config.embed_scale; encoders normalize the sum.
+
     ids : int (..., T);  start : position of the first of them
     returns: (..., T, D)
     """
     T = ids.shape[-1]
     x = rows(weights["embed.weight"], ids)  # (..., T, E)
+    if config.embed_scale != 1:
+        x = x * config.embed_scale
     if config.embed_width != config.width:
         x = linear(x, weights["embed.project.weight"])  # (..., T, D)
     if config.positions == "learned":
         first = start + config.position_offset
         x = x + rows(weights["positions.weight"], np.arange(first, first + T, dtype=np.int64))
+    if config.embed_norm:
+        x = norm(weights.get, config, "embed.norm", x, no_tap)
     return x
 
 
@@ -70,12 +83,16 @@ def block(weights, config, i, x, cache, tap, feed_forward=None):
     """Layer i: attention and feed-forward, each added to what came in.
 
     Norms stand before each part (x + f(norm(x))) or, where config.norm_after, after the sum
-    (norm(x + f(x))), as in the first transformers and in OPT-350m.
+    (norm(x + f(x))), as in the first transformers, in OPT-350m and in encoders. Where
+    config.parallel, both parts read what came in (GPT-J, Falcon, Phi).
+
+    Layers that share weights stand in a row: layer i has those of layer i // layer_repeats, and a
+    KV cache of its own (MobileLLM, arXiv 2402.14905, §2.3).
 
     x : (..., T, D);  returns: (..., T, D)
     """
     tap = under(tap, f"layers.{i}.")
-    layer = under_prefix(weights, f"layers.{i}.")
+    layer = under_prefix(weights, f"layers.{config.weight_layer(i)}.")
     feed_forward = feed_forward or (lambda x: dense_feed_forward(layer, config, x, tap))
 
     tap("resid_pre", x)
@@ -84,6 +101,12 @@ def block(weights, config, i, x, cache, tap, feed_forward=None):
         tap("resid_mid", x)
         x = norm(layer, config, "attn.norm", x, tap)
         x = norm(layer, config, "ffn.norm", x + feed_forward(x), tap)
+    elif config.parallel:
+        normed = norm(layer, config, "attn.norm", x, tap)
+        attended = attention(layer, config, i, normed, cache, tap)
+        if not config.shared_norm:
+            normed = norm(layer, config, "ffn.norm", x, tap)
+        x = x + attended + feed_forward(normed)
     else:
         x = x + attention(layer, config, i, norm(layer, config, "attn.norm", x, tap), cache, tap)
         tap("resid_mid", x)
@@ -97,8 +120,9 @@ def attention(layer, config, i, x, cache, tap):
 
     pattern = softmax(q kᵀ / √K), z = pattern v      (Attention is all you need, §3.2.1)
 
-    H/G query heads share each key/value head (GQA, arXiv 2305.13245, §2.2): their queries are
-    stacked under one another, so that no key is ever copied.
+    In an encoder it looks at those after it too. H/G query heads share each key/value head (GQA,
+    arXiv 2305.13245, §2.2): their queries are stacked under one another, so that no key is ever
+    copied.
 
     x : (..., T, D);  returns: (..., T, D)
     """
@@ -112,9 +136,12 @@ def attention(layer, config, i, x, cache, tap):
     tap("attn.q", q)
     tap("attn.k", k)
     tap("attn.v", v)
+    if config.qk_norm:
+        q = norm(layer, config, "attn.norm_q", q, tap)
+        k = norm(layer, config, "attn.norm_k", k, tap)
     if config.positions == "rotary":
         positions = np.arange(start, start + T, dtype=np.int64)
-        frequencies = rotary_frequencies(config.rope, K)
+        frequencies = rotary_frequencies(config.rope, config.turned)
         q, k = rotary(q, positions, frequencies), rotary(k, positions, frequencies)
         tap("attn.rot_q", q)
         tap("attn.rot_k", k)
@@ -126,9 +153,12 @@ def attention(layer, config, i, x, cache, tap):
     S = k.shape[-2]
 
     scores = (q @ k.swapaxes(-2, -1)).reshape(*batch, H, T, S) * (1 / math.sqrt(K))
+    if config.positions == "alibi":
+        scores = scores + alibi(H, S).astype(scores.dtype) * (1 / math.sqrt(K))
     tap("attn.scores", scores)
-    if T > 1 or config.window:
-        scores = np.where(visible(start, T, S, config.window), scores, -math.inf)
+    window = config.window_of(i)
+    if config.causal and (T > 1 or window):
+        scores = np.where(visible(start, T, S, window), scores, -math.inf)
     pattern = softmax(scores)
     tap("attn.pattern", pattern)
 
@@ -176,21 +206,30 @@ def dense_feed_forward(layer, config, x, tap):
 def unembed(weights, config, x, tap=no_tap):
     """Final norm, then one score for each word of the vocabulary.
 
+    Before the norm an encoder's head transforms what it was given: act(x Wᵀ + b).
+
     x : (..., T, D);  returns: (..., T, V)
     """
+    if config.unembed_transform:
+        W, b = weights["unembed.transform.weight"], weights["unembed.transform.bias"]
+        x = activation(config.activation)(linear(x, W, b))
+        tap("unembed.transform", x)
     if config.final_norm:
         x = norm(weights.get, config, "final_norm", x, tap)
     if config.embed_width != config.width:
         x = linear(x, weights["unembed.project.weight"])  # (..., T, E)
-    logits = linear(x, weights["embed.weight" if config.tied else "unembed.weight"])
+    W = weights["embed.weight" if config.tied else "unembed.weight"]
+    logits = linear(x, W, weights.get("unembed.bias"))
     tap("logits", logits)
     return logits
 
 
 def norm(layer, config, name, x, tap):
     """The family's norm with the gain and bias stored under `name`."""
-    normalize = NORMS[config.norm]
-    y = normalize(x, layer(f"{name}.weight"), layer(f"{name}.bias"), config.norm_eps)
+    gain, bias = layer(f"{name}.weight"), layer(f"{name}.bias")
+    if config.norm_plus_one and gain is not None:
+        gain = 1 + gain
+    y = NORMS[config.norm](x, gain, bias, config.norm_eps)
     tap(name, y)
     return y
 

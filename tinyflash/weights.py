@@ -13,7 +13,7 @@ from tinyflash.families import family_prefix, tensor_names
 from tinyflash.matrices import HalfMatrix, decode, refuse_infinite
 
 # Tensors that old checkpoints carry and that the config already says: masks and frequencies.
-BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 def load_weights(checkpoint, config, dtype=np.float32):
@@ -51,8 +51,8 @@ def locate(checkpoint, config, names):
         place = replace(places[name], name=stored_name(checkpoint, places[name].name, prefix))
         stored = checkpoint.shape(place.name)
         rows, *columns = (stored[::-1] if place.transposed else stored) or (0,)
-        shape = (len(range(rows)[place.first : place.last]), *columns)
-        if shape != shapes[name]:
+        shape = (len(np.arange(rows, dtype=np.int64)[place.rows(rows)]), *columns)
+        if shape != shapes[name] or (place.every and rows % place.every):
             raise ValueError(
                 f"{checkpoint.path}: tensor {place.name} is {shape_text(stored)} and gives "
                 f"{shape_text(shape)} where config.json calls for {shape_text(shapes[name])} "
@@ -63,10 +63,14 @@ def locate(checkpoint, config, names):
 
 
 def take(checkpoint, place):
-    """A weight as (out, in), mapped where it can be, and the name of its dtype."""
+    """A weight as (out, in), and the name of its dtype.
+
+    It is mapped where it can be: rows that a fused matrix mixes head by head are gathered, which
+    copies them to DRAM as they are stored.
+    """
     tensor = checkpoint[place.name]
     array = tensor.array.T if place.transposed else tensor.array
-    return array[place.first : place.last], tensor.dtype
+    return array[place.rows(len(array))], tensor.dtype
 
 
 def bind(array, stored_dtype, name, dtype):
@@ -99,7 +103,7 @@ def refuse_left_over(checkpoint, config, used):
 
     Leaving out a bias or a norm gives fluent nonsense; better to say so.
     """
-    tied_head = {"lm_head.weight"} if config.tied else set()
+    tied_head = {tensor_names(config)["unembed.weight"].name} if config.tied else set()
     left = [
         name
         for name in checkpoint.names()
@@ -140,8 +144,10 @@ def save_checkpoint(directory, hf_config, config, weights, dtype="float16"):
         parts.setdefault(places[name].name, []).append((places[name], array))
     tensors = {}
     for stored, pieces in parts.items():
-        pieces.sort(key=lambda piece: piece[0].first)
-        whole = np.concatenate([array for _, array in pieces])
+        rows, *columns = (sum(len(array) for _, array in pieces), *pieces[0][1].shape[1:])
+        whole = np.empty((rows, *columns), dtype=dtype)
+        for place, array in pieces:
+            whole[place.rows(rows)] = array
         tensors[stored] = np.ascontiguousarray(whole.T if pieces[0][0].transposed else whole)
     hf_config = {**hf_config, "dtype": dtype}
     unfinished = directory / "model.safetensors.part"

@@ -7,16 +7,33 @@ A family is data. It offers `MODEL_TYPES`, the config.json keys it understands (
 
 from dataclasses import dataclass
 
-from tinyflash.families import gpt2, llama, opt
+import numpy as np
+
+from tinyflash.families import (
+    distilbert,
+    falcon,
+    gemma,
+    gpt2,
+    llama,
+    mobilellm,
+    opt,
+    persimmon,
+    phi,
+    qwen2,
+)
 
 FAMILIES = {
-    model_type: family for family in (opt, gpt2, llama) for model_type in family.MODEL_TYPES
-}
+    model_type: family
+    for family in (
+        opt, gpt2, llama, mobilellm, qwen2, gemma, phi, falcon, persimmon, distilbert
+    )
+    for model_type in family.MODEL_TYPES
+}  # fmt: skip
 
-# They see the words on both sides and fill in masked ones.
+# Other encoders: they see the words on both sides and fill in masked ones.
 ENCODERS = {
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
-    "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta",
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "modernbert",
+    "mpnet", "nomic_bert", "roberta", "xlm-roberta",
 }  # fmt: skip
 
 # Keys that say nothing about the arithmetic of inference: training, bookkeeping, generation.
@@ -33,7 +50,7 @@ IGNORED = {
     "finetuning_task", "pruned_heads", "remove_invalid_values", "sep_token_id",
     "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "typical_p", "use_bfloat16",
     "transformers.js_config", "unsloth_fixed", "unsloth_version", "gradient_checkpointing",
-    "n_special", "output_past", "predict_special_tokens",
+    "n_special", "output_past", "predict_special_tokens", "hidden_dropout",
 }  # fmt: skip
 
 
@@ -44,12 +61,25 @@ class Stored:
     name       : the tensor's name in the checkpoint
     transposed : stored (in, out), as GPT-2's Conv1D does
     first, last: rows [first, last) of the (out, in) matrix, of a fused one; last None for all
+    every      : where a fused matrix mixes them head by head: rows [first, last) of each `every`
+                 rows; None if there is one such range
     """
 
     name: str
     transposed: bool = False
     first: int = 0
     last: int | None = None
+    every: int | None = None
+
+    def rows(self, stored):
+        """Which of the `stored` rows of the (out, in) matrix they are: an index into its rows.
+
+        returns: slice, or int (n,) where they do not lie together, so that taking them copies
+        """
+        if self.every in (None, stored):
+            return slice(self.first, self.last)
+        blocks = np.arange(stored // self.every, dtype=np.int64)[:, None] * self.every
+        return (blocks + np.arange(self.first, self.last, dtype=np.int64)).reshape(-1)
 
 
 def family_of(hf):
@@ -110,7 +140,7 @@ def tensor_names(config):
     module = next(family for family in FAMILIES.values() if family.NAME == config.family)
     places = {}
     for ours, theirs in module.tensor_names(config).items():
-        for i in range(config.layers) if "{i}" in ours else (None,):
+        for i in range(config.weight_layers) if "{i}" in ours else (None,):
             stored = theirs if isinstance(theirs, tuple) else (theirs,)
             places[ours.format(i=i)] = Stored(stored[0].format(i=i), *stored[1:])
     return places

@@ -1,7 +1,7 @@
 """GPT-2: learned positions, layer norm, tanh GELU; matrices stored (in, out), q, k, v fused."""
 
 from tinyflash.config import ModelConfig
-from tinyflash.families.common import require, token_ids
+from tinyflash.families.common import activation_of, head_width_of, require, token_ids
 
 NAME = "gpt2"
 MODEL_TYPES = ("gpt2",)
@@ -18,18 +18,9 @@ KEYS = {
 def read_config(hf):
     """ModelConfig of a GPT-2 config.json; raises ValueError for what we do not have."""
     D, H = hf["n_embd"], hf["n_head"]
-    activation = hf.get("activation_function", "gelu_new")
-    require(
-        {"activation_function": activation},
-        "activation_function",
-        ("gelu_new", "gelu_pytorch_tanh", "relu", "silu"),
-        "an activation that we do not have",
-    )
     require(hf, "scale_attn_weights", (True,), "attention without its scale")
     require(hf, "scale_attn_by_inverse_layer_idx", (False,), "a scale of its own for every layer")
     require(hf, "add_cross_attention", (False,), "attention to an encoder")
-    if H < 1 or D % H:
-        raise ValueError(f"A width of {D} does not divide into {H} heads; choose another number.")
     return ModelConfig(
         family=NAME,
         vocab_size=hf["vocab_size"],
@@ -37,11 +28,11 @@ def read_config(hf):
         layers=hf["n_layer"],
         heads=H,
         kv_heads=H,
-        head_width=D // H,
+        head_width=head_width_of(D, H),
         ffn_width=hf.get("n_inner") or 4 * D,
         context=hf.get("n_positions", 1024),
         embed_width=D,
-        activation=activation,
+        activation=activation_of(hf, "activation_function", "gelu_new"),
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
         tied=hf.get("tie_word_embeddings", True),
         bos_id=hf.get("bos_token_id"),

@@ -1,7 +1,7 @@
-"""Llama 2 and 3, Vicuna, SmolLM2 and Mistral: rotary positions, RMS norm, gated SiLU, no biases."""
+"""Llama 2 and 3, Vicuna, SmolLM2, Mistral: rotary positions, RMS norm, gated SiLU, no biases."""
 
 from tinyflash.config import ModelConfig, Rope
-from tinyflash.families.common import require, token_ids
+from tinyflash.families.common import activation_of, flag, require, token_ids, with_biases
 
 NAME = "llama"
 MODEL_TYPES = ("llama", "mistral")
@@ -12,32 +12,34 @@ KEYS = {
     "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
     "sliding_window", "attention_bias", "mlp_bias", "tie_word_embeddings", "bos_token_id",
     "eos_token_id", "rope_interleaved", "is_llama_config", "max_sequence_length",
+    "share_embedding", "layer_sharing",
 }  # fmt: skip
 
 
 def read_config(hf):
     """ModelConfig of a Llama or Mistral config.json; raises ValueError for what we do not have."""
     D, H = hf["hidden_size"], hf["num_attention_heads"]
-    require(hf, "hidden_act", ("silu",), "an activation that these models do not have")
     require(hf, "rope_interleaved", (False,), "rotary pairs of neighbors")
     K = hf.get("head_dim")
     if K is None:
         if H < 1 or D % H:
             raise ValueError(f"A width of {D} does not divide into {H} heads; give a head_dim.")
         K = D // H
+    shared = flag(hf, "layer_sharing", False)  # MobileLLM-LS: every layer is computed twice
+    layers = hf["num_hidden_layers"]
     windowed = hf["model_type"] == "mistral"  # transformers' Llama ignores the key
     return ModelConfig(
         family=NAME,
         vocab_size=hf["vocab_size"],
         width=D,
-        layers=hf["num_hidden_layers"],
+        layers=2 * layers if shared else layers,
         heads=H,
         kv_heads=hf.get("num_key_value_heads") or H,
         head_width=K,
         ffn_width=hf["intermediate_size"],
         context=hf.get("max_position_embeddings", 2048),
         embed_width=D,
-        activation="silu",
+        activation=activation_of(hf, "hidden_act", "silu"),
         gated=True,
         norm="rms",
         norm_eps=hf.get("rms_norm_eps", 1e-6),
@@ -47,7 +49,8 @@ def read_config(hf):
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         ffn_bias=hf.get("mlp_bias", False),
-        tied=hf.get("tie_word_embeddings", False),
+        tied=flag(hf, "share_embedding", False) or hf.get("tie_word_embeddings", False),
+        layer_repeats=2 if shared else 1,
         bos_id=hf.get("bos_token_id", 1),
         eos_ids=token_ids(hf.get("eos_token_id", 2)),
     )
@@ -96,7 +99,4 @@ def tensor_names(config):
         "ffn.gate": "mlp.gate_proj",
         "ffn.down": "mlp.down_proj",
     }
-    for ours, theirs in parts.items():
-        for kind in ("weight", "bias"):
-            names[f"layers.{{i}}.{ours}.{kind}"] = f"{layer}{theirs}.{kind}"
-    return names
+    return names | with_biases({f"layers.{{i}}.{o}": layer + theirs for o, theirs in parts.items()})

@@ -1,7 +1,7 @@
 """OPT (arXiv 2205.01068): learned positions, layer norm, ReLU; 350m norms after and projects."""
 
 from tinyflash.config import ModelConfig
-from tinyflash.families.common import require, token_ids
+from tinyflash.families.common import activation_of, head_width_of, token_ids, with_biases
 
 NAME = "opt"
 MODEL_TYPES = ("opt",)
@@ -17,9 +17,6 @@ KEYS = {
 def read_config(hf):
     """ModelConfig of an OPT config.json; raises ValueError for what we do not have."""
     D, H = hf["hidden_size"], hf["num_attention_heads"]
-    require(hf, "activation_function", ("relu",), "an activation that OPT models do not have")
-    if H < 1 or D % H:
-        raise ValueError(f"A width of {D} does not divide into {H} heads; choose another number.")
     before = hf.get("do_layer_norm_before", True)
     return ModelConfig(
         family=NAME,
@@ -28,10 +25,11 @@ def read_config(hf):
         layers=hf["num_hidden_layers"],
         heads=H,
         kv_heads=H,
-        head_width=D // H,
+        head_width=head_width_of(D, H),
         ffn_width=hf["ffn_dim"],
         context=hf["max_position_embeddings"],
         embed_width=hf.get("word_embed_proj_dim") or D,
+        activation=activation_of(hf, "activation_function", "relu"),
         position_offset=2,
         norm_affine=hf.get("layer_norm_elementwise_affine", True),
         norm_after=not before,
@@ -66,7 +64,4 @@ def tensor_names(config):
         "layers.{i}.ffn.up": layer + "fc1",
         "layers.{i}.ffn.down": layer + "fc2",
     }
-    for ours, theirs in parts.items():
-        names[f"{ours}.weight"] = f"{theirs}.weight"
-        names[f"{ours}.bias"] = f"{theirs}.bias"
-    return names
+    return names | with_biases(parts)

@@ -71,7 +71,7 @@ def ffn_layout(config, bundling, dtype):
     """
     F, D = config.ffn_width, config.width
     tensors, pads = {}, itertools.count()
-    for layer in range(config.layers):
+    for layer in range(config.weight_layers):
         for region, parts in regions_of(parts_of(config), bundling).items():
             shape = (F, len(parts) * D)
             tensors[tensor_name(layer, region)] = (SAFETENSORS_NAMES[dtype], shape)

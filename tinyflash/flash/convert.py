@@ -200,7 +200,7 @@ def write_resident(write, resident, checkpoint, dtypes):
 def write_ffn(write, ffn, checkpoint, config, places, bundling, dtype):
     """Write ffn.safetensors, layer by layer; see bundles.py."""
     write(ffn.header)
-    for layer in range(config.layers):
+    for layer in range(config.weight_layers):
         layer_places = {
             part: places[f"layers.{layer}.ffn.{part}.weight"] for part in parts_of(config)
         }

@@ -19,7 +19,7 @@ class TokenCounters:
     reads       : requests that the file system saw
     chunk_sizes : how many of them had which size, in bytes
     io_ms       : waiting for flash
-    reading_ms  : from asking flash until all had come; more than io_ms where others worked meanwhile
+    reading_ms  : from asking flash until all had come; what was overlapped is no part of io_ms
     memory_ms   : memory management: window, swap-delete, append, parts put side by side
     compute_ms  : finding the active neurons, decoding, multiplying
     wanted      : neurons that the tokens used, or were predicted to (their union, layer by layer)

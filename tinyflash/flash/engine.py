@@ -121,7 +121,7 @@ class FlashEngine:
         }
 
     def describe_memory(self):
-        """One line: DRAM by component, in percent of the model, and the paper's shares of OPT-6.7B."""
+        """One line: DRAM by component in percent of the model, beside the paper's OPT-6.7B."""
         whole = self.budget.resident + self.store.manifest["files"][FFN]["bytes"]
         shares = []
         for name, nbytes in self.components().items():
@@ -211,7 +211,8 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
             f"{store.path.name} --text FILE makes them."
         )
     weights = resident_weights(store, dtype)
-    whole = bytes_of(weights) + store.config.layers * store.config.ffn_width * store.row_bytes
+    neurons = store.config.weight_layers * store.config.ffn_width
+    whole = bytes_of(weights) + neurons * store.row_bytes
     engine = FlashEngine(
         store,
         FlashReader(store.ffn_path),

@@ -197,6 +197,9 @@ class FlashFeedForward:
             self.window.use(active)
         T, k, rows = len(x), self.window.k, len(self.cache.matrix)
         fitting = self.window.longest_that_fits(rows, max(T, k))  # tokens
+        # Together several tokens use more neurons than each does. What a token was not predicted to
+        # use it does not get, or its result would hang on its neighbors.
+        used = active if T > 1 and not self.activity.knows else None
         y = np.zeros_like(x)
         for neurons, kept in self._portions(T, fitting):
             with spent.timing("memory_ms"):
@@ -206,14 +209,14 @@ class FlashFeedForward:
                 room = self.cache.free[: len(missing)]
             arrived = self._begin_reading(missing, room, spent)
             try:
-                y = y + self._sum_held(x, held[held >= 0], here, known, spent)
+                y = y + self._sum_held(x, held[held >= 0], here, known, used, spent)
             finally:  # nobody writes into the rows once we are gone
                 with spent.timing("io_ms"):
                     arrived()
             with spent.timing("memory_ms"):
                 self.cache.append(missing, room, self.up_bias[missing])
                 moves["loaded"].append(missing)
-            y = y + self._sum_held(x, self.cache.find(missing), missing, known, spent)
+            y = y + self._sum_held(x, self.cache.find(missing), missing, known, used, spent)
             spent.slices += len(neurons) > 0
         keeps = 0 if self.mode == "predictor" else max(1, min(fitting, k))  # tokens
         with spent.timing("memory_ms"):
@@ -263,8 +266,10 @@ class FlashFeedForward:
         self.cache.drop(stale)
         moves["evicted"].append(stale)
 
-    def _sum_held(self, x, rows, neurons, known, spent):
+    def _sum_held(self, x, rows, neurons, known, used, spent):
         """What `neurons` add, which are in some rows of the cache, with the bias that lies there.
+
+        used: bool (T, F), which neurons each token uses; None where others add nothing anyway
 
         Rows that follow one another, as they do where they were just read, are not gathered.
         """
@@ -273,9 +278,10 @@ class FlashFeedForward:
             rows, np.arange(rows[0], rows[0] + len(rows), dtype=np.int64)
         ):
             matrix, rows = matrix[rows[0] : rows[-1] + 1], None
-        return self._sum(x, matrix, rows, neurons, known, spent, bias)
+        used = None if used is None else used[:, neurons]
+        return self._sum(x, matrix, rows, neurons, known, spent, bias, used)
 
-    def _sum(self, x, matrix, rows, neurons, known, spent, up_bias=None):
+    def _sum(self, x, matrix, rows, neurons, known, spent, up_bias=None, used=None):
         """What `neurons` add: they are all rows of a matrix, or some of them."""
         if len(matrix if rows is None else rows) == 0:
             return np.zeros_like(x)
@@ -286,7 +292,7 @@ class FlashFeedForward:
             known = {part: pre[:, neurons] for part, pre in known.items()}
             layout = self.fetched.parts, self.fetched.format
             return sum_of_neurons(
-                x, matrix, rows, *layout, self.config, biases, known, self.threshold, spent
+                x, matrix, rows, *layout, self.config, biases, known, self.threshold, used, spent
             )
 
     def _account(self, spent, active, moves, out):

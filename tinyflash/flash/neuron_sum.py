@@ -3,12 +3,14 @@
 import numpy as np
 
 from tinyflash import matrices
-from tinyflash.matrices import decode
+from tinyflash.matrices import FLOAT16_SCALE, decoder_for, widen
 from tinyflash.ops import activation
+
+SHARED_ROWS = 64  # fewer are not worth a second worker
 
 
 def sum_of_neurons(
-    x, matrix, rows, parts, format, config, biases, known, threshold=None, spent=None
+    x, matrix, rows, parts, format, config, biases, known, threshold=None, used=None, spent=None
 ):
     """The feed-forward of some neurons only, each row decoded once for all of its products.
 
@@ -27,6 +29,8 @@ def sum_of_neurons(
     biases    : dict part -> (n,), for the rows; without the parts that have none
     known     : dict part -> (T, n), pre-activations (bias included) that need no row
     threshold : below which activations are cut off (`ops.fatrelu`), or None for nowhere
+    used      : bool (T, n), the neurons that each token uses, or None where a neuron that a token
+                does not use gives it zero anyway
     spent     : TokenCounters or None; its `fired` grows by the (token, neuron) pairs whose
                 activation (gated: of the gate) is not zero
     returns   : (T, D), of x's dtype
@@ -35,14 +39,17 @@ def sum_of_neurons(
     n = len(matrix if rows is None else rows)
     activate = activation(config.activation, threshold)
     height = max(1, matrices.TILE_BYTES // (4 * matrix.shape[1]))
+    if n >= SHARED_ROWS:  # something to do for every worker
+        height = min(height, -(-n // matrices.WORKERS))
     starts = range(0, n, height)
+    x, decode = decoder_for(x, format)
 
     def work(starts):
         y, fired = np.zeros((T, D), dtype=x.dtype), 0
         buffer = np.empty((min(height, n), matrix.shape[1]), dtype=np.float32)
         for start in starts:
             some = slice(start, start + height)
-            tile = decoded(matrix[some if rows is None else rows[some]], format, buffer)
+            tile = decoded(matrix[some if rows is None else rows[some]], format, decode, buffer)
             tile = tile.astype(x.dtype, copy=False).reshape(-1, len(parts), D)
             part = {name: tile[:, i] for i, name in enumerate(parts)}  # each (h, D)
 
@@ -53,8 +60,13 @@ def sum_of_neurons(
                 return y + biases[name][some] if name in biases else y
 
             act = activate(pre("gate" if config.gated else "up"))
+            act = act if used is None else np.where(used[:, some], act, 0)
             fired += np.count_nonzero(act)
-            y += (act * pre("up") if config.gated else act) @ part["down"]
+            act, down = act * pre("up") if config.gated else act, part["down"]
+            if decode is widen:  # what the tile lacks, act gets
+                act, again = decoder_for(act, format)
+                down = down if again is widen else down * FLOAT16_SCALE
+            y += act @ down
         return y, fired
 
     if len(starts) <= 1:
@@ -69,7 +81,7 @@ def sum_of_neurons(
     return sum(y for y, _ in sums)
 
 
-def decoded(rows, format, buffer):
+def decoded(rows, format, decode, buffer):
     """Undecoded rows as float32, in a buffer with room for them; float32 rows as they are."""
     if format == "float32":
         return rows

@@ -47,7 +47,8 @@ class Store:
     parts    : ("up", "down") or ("up", "gate", "down")
     ffn_path : its ffn.safetensors
     regions  : for each layer the byte in that file at which each region begins: "bundle" (F, parts
-               · D), or one of (F, D) a part, the columns of down as rows
+               · D), or one of (F, D) a part, the columns of down as rows. Layers that share
+               weights begin at the same bytes
     manifest : its flash.json
     """
 
@@ -115,7 +116,7 @@ def open_store(path):
     safetensors_entries(path / RESIDENT)  # raises
     regions = [
         {
-            region: expected.offsets[tensor_name(layer, region)]
+            region: expected.offsets[tensor_name(config.weight_layer(layer), region)]
             for region in regions_of(parts, bundling)
         }
         for layer in range(config.layers)
@@ -208,6 +209,6 @@ def flash_names(config):
     """Our names of the weights that stay on flash, in the order in which they lie there."""
     return [
         f"layers.{layer}.ffn.{part}.weight"
-        for layer in range(config.layers)
+        for layer in range(config.weight_layers)
         for part in parts_of(config)
     ]

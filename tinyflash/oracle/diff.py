@@ -39,9 +39,14 @@ USUAL_FAULTS = {
     "attn.q": "a transposed or wrongly split matrix, its bias, rows in another rotary layout",
     "attn.k": "a transposed or wrongly split matrix, its bias, rows in another rotary layout",
     "attn.v": "a transposed or wrongly split matrix, its bias",
-    "attn.rot_q": "the rotary layout (half-split or neighbors), positions, theta, scaling",
-    "attn.rot_k": "the rotary layout (half-split or neighbors), positions, theta, scaling",
-    "attn.scores": "the scale 1/√K, which key head each query head reads (h // (H/G))",
+    "attn.norm_q": "eps, gain, bias; each head has a mean of its own",
+    "attn.norm_k": "eps, gain, bias; each head has a mean of its own",
+    "attn.rot_q": "the rotary layout (half-split or neighbors), positions, theta, scaling, how "
+    "many numbers of a head are turned",
+    "attn.rot_k": "the rotary layout (half-split or neighbors), positions, theta, scaling, how "
+    "many numbers of a head are turned",
+    "attn.scores": "the scale 1/√K, which key head each query head reads (h // (H/G)), ALiBi's "
+    "slopes and whether it is scaled",
     "attn.pattern": "the mask, the window, the axis of the softmax",
     "attn.z": "which value head each query head reads, the order of heads and tokens",
     "attn.out": "a transposed matrix, its bias, the order of heads",
@@ -52,6 +57,7 @@ USUAL_FAULTS = {
     "ffn.act": "the activation (tanh GELU or exact), which half is activated",
     "ffn.out": "a transposed matrix, its bias",
     "resid_post": "which tensor the residual is taken from",
+    "unembed.transform": "a transposed matrix, its bias, the activation",
     "final_norm": "eps, gain, bias; a model without a final norm",
     "logits": "tied or untied embeddings, a missing projection",
 }
@@ -236,7 +242,7 @@ def different_conditions(a, b):
             f"The rotary layouts differ: {a['rotary_layout']} and {b['rotary_layout']}; q and k "
             "may hold the same numbers in another order."
         )
-    for key in ("window", "embedding_scale"):
+    for key in ("window", "embedding_scale", "norm_plus_one", "rotary_width"):
         if key in a and key in b and a[key] != b[key]:
             notes.append(f"The manifests' {key} differ: {a[key]} and {b[key]}.")
     return notes

@@ -106,9 +106,12 @@ def manifest_of(model, ids, taps, *, command, engine="tinyflash", versions=None)
         "bos_id": config.bos_id,
         "begins_with_bos": int(ids[0]) == config.bos_id,
         "rotary_layout": "half-split" if config.positions == "rotary" else None,
+        "rotary_width": config.turned if config.positions == "rotary" else None,
         "norm_eps": float(config.norm_eps),
-        "embedding_scale": 1.0,  # no family that we have scales its embeddings
+        "embedding_scale": config.embed_scale,
+        "norm_plus_one": config.norm_plus_one,
         "window": config.window,
+        "causal": config.causal,
         "compute_dtype": str(taps["logits"].dtype),
         "stored_dtypes": sorted(stored),
         "tolerances": TOLERANCES,
