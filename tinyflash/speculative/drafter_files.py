@@ -1,0 +1,153 @@
+"""A ReDrafter drafter on disk, in the names of the released code.
+
+Checkpoints are directories with a config.json and weights as in Hugging Face's format. The MLX
+port of that code uses the same names, and may add `emb_norm.weight`, which nothing reads.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tinyflash.checkpoint import open_checkpoint
+from tinyflash.config import is_count
+from tinyflash.weights import bind, shape_text
+
+MODEL_TYPE = "recurrent_drafting_drafter"
+UNUSED = ("emb_norm.weight",)
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """Sizes of a drafter; `vocab_size` and `width` are those of the model that it drafts for.
+
+    exit_width : width of the draft layers, the released code's exit_dim
+    layers     : draft layers, at least 0
+    rnn        : False for drafters whose state is the mere sum of the embeddings
+    raises     : ValueError if a size is not a whole number
+    """
+
+    vocab_size: int
+    width: int
+    exit_width: int
+    layers: int
+    rnn: bool = True
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "exit_width"):
+            if not is_count(getattr(self, name)):
+                raise ValueError(
+                    f"A drafter's {name} must be a whole number of at least 1, but its config "
+                    f"says {getattr(self, name)!r}."
+                )
+        if self.layers != 0 and not is_count(self.layers):
+            raise ValueError(
+                "A drafter's number of layers must be a whole number, but its config says "
+                f"{self.layers!r}."
+            )
+        if not isinstance(self.rnn, bool):
+            raise ValueError(f"rnn must be true or false, but the drafter's config says {self.rnn}")
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """The network: sizes, and its weights by the names of `weight_shapes`."""
+
+    config: DrafterConfig
+    weights: dict
+
+
+def weight_shapes(config):
+    """Names and shapes of a drafter's weights: dict name -> shape, each (out, in) or (out,)."""
+    V, D, E = config.vocab_size, config.width, config.exit_width
+    shapes = {}
+    if E != 2 * D:
+        shapes |= {"input_proj.weight": (E, 2 * D), "input_proj.bias": (E,)}
+    for i in range(config.layers):
+        shapes |= {f"lm_head.{i}.linear.weight": (E, E), f"lm_head.{i}.linear.bias": (E,)}
+    shapes[f"lm_head.{config.layers}.weight"] = (V, E)
+    if config.rnn:
+        shapes |= {"rnn_u.weight": (D, D), "rnn_u.bias": (D,), "rnn_w.weight": (D, D)}
+    return shapes
+
+
+def load_drafter(directory, dtype=np.float32):
+    """The drafter in a directory, as the released code, its MLX port or `save_drafter` write it.
+
+    16-bit matrices stay so and are decoded as they are multiplied.
+
+    returns: Drafter
+    raises : FileNotFoundError, ValueError if it is not there, damaged or not a drafter
+    """
+    checkpoint = open_checkpoint(directory)
+    keys = checkpoint.config
+    if keys.get("model_type") != MODEL_TYPE:
+        raise ValueError(
+            f"{checkpoint.path} is not a ReDrafter drafter: its model_type is "
+            f"{keys.get('model_type')!r} and not {MODEL_TYPE!r}."
+        )
+    missing = {"vocab_size", "hidden_size", "exit_dim", "num_draft_layers"} - keys.keys()
+    if missing:
+        raise ValueError(
+            f"{checkpoint.path}: config.json does not say {', '.join(sorted(missing))}."
+        )
+    config = DrafterConfig(
+        vocab_size=keys["vocab_size"],
+        width=keys["hidden_size"],
+        exit_width=keys["exit_dim"],
+        layers=keys["num_draft_layers"],
+        rnn=keys.get("rnn", False),  # as where that code is asked to leave it out
+    )
+    shapes, weights = weight_shapes(config), {}
+    left = [name for name in checkpoint.names() if name not in shapes and name not in UNUSED]
+    if left:
+        raise ValueError(
+            f"{checkpoint.path} holds {len(left)} tensors that config.json does not call for, "
+            f"{left[0]} first; the config and the weights do not belong together."
+        )
+    for name, shape in shapes.items():
+        if checkpoint.shape(name) != shape:
+            raise ValueError(
+                f"{checkpoint.path}: tensor {name} is {shape_text(checkpoint.shape(name))} where "
+                f"config.json calls for {shape_text(shape)}."
+            )
+        tensor = checkpoint[name]
+        weights[name] = bind(tensor.array, tensor.dtype, name, dtype)
+    return Drafter(config, weights)
+
+
+def save_drafter(directory, drafter, dtype="float32"):
+    """Write a drafter as the released code does, which can load it: weights first, config last.
+
+    dtype : "float16" or "float32", of the file
+    raises: ValueError if a weight does not fit float16's range
+    """
+    directory, config, tensors = Path(directory), drafter.config, {}
+    for name in weight_shapes(config):
+        weight = drafter.weights[name]
+        with np.errstate(over="ignore"):
+            array = (weight.dense() if hasattr(weight, "dense") else weight).astype(dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has numbers beyond {dtype}'s range; save it as float32.")
+        tensors[name] = np.ascontiguousarray(array)
+    keys = {
+        "architectures": ["Drafter"],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "exit_dim": config.exit_width,
+        "num_draft_layers": config.layers,
+        "num_lookback_tokens": -1,  # of that code, which does not use it
+        "rnn": config.rnn,
+        "dtype": dtype,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / "model.safetensors.part"
+    save_file(tensors, unfinished, {"format": "pt"})
+    os.replace(unfinished, directory / "model.safetensors")
+    unfinished = directory / "config.json.part"
+    unfinished.write_text(json.dumps(keys, indent=2) + "\n")
+    os.replace(unfinished, directory / "config.json")
