@@ -20,17 +20,38 @@ WHOLE = (
     "llama-biases",
     "llama-linear",
     "mistral",
+    "mobilellm",
+    "mobilellm-ls",
+    "qwen2",
+    "qwen2-window",
+    "gemma",
+    "falcon",
+    "falcon-rw",
+    "falcon-40b",
+    "phi",
+    "persimmon",
 )
-HALF = tuple(
-    f"{family}-{dtype}"
-    for family in ("opt", "gpt2", "llama", "mistral")
-    for dtype in ("float16", "bfloat16")
+HALF = (
+    *(
+        f"{family}-{dtype}"
+        for family in ("opt", "gpt2", "llama", "mistral")
+        for dtype in ("float16", "bfloat16")
+    ),
+    "mobilellm-float16",
+    "qwen2-bfloat16",
+    "gemma-bfloat16",
+    "falcon-bfloat16",
+    "falcon-40b-float16",
+    "phi-float16",
+    "persimmon-bfloat16",
 )
-CHECKPOINTS = WHOLE + HALF
+CHECKPOINTS = WHOLE + HALF  # the models that continue a text
+ENCODERS = ("distilbert",)  # it fills in words: no cache, no greedy text
 RECORDINGS = (
-    *((name, "nine") for name in CHECKPOINTS),
-    *((name, "one") for name in WHOLE),
+    *((name, "nine") for name in CHECKPOINTS + ENCODERS),
+    *((name, "one") for name in WHOLE + ENCODERS),
     ("mistral", "window"),
+    ("qwen2-window", "window"),
 )
 
 

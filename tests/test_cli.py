@@ -116,6 +116,13 @@ def test_generate_as_json(models, capsys):
         "prompt_seconds",
         "seconds",
         "tokens_per_second",
+        "drafter",
+        "passes",
+        "steps",
+        "drafted",
+        "accepted",
+        "draft_seconds",
+        "tokens_per_step",
         "peak_dram_bytes",
     }
     model = tinyflash.load(models["opt"])
@@ -485,7 +492,7 @@ def broken(models, tmp_path, what):
     else:
         changes = {
             "an unknown model type": {"model_type": "mamba"},
-            "an encoder": {"model_type": "distilbert"},
+            "an encoder": {"model_type": "bert"},
             "an unknown switch": {"norm_first": True},
             "text where a number belongs": {"hidden_size": "22"},
             "another shape": {"hidden_size": 24},
@@ -508,8 +515,8 @@ BROKEN = {
     "a hostile pickle": "asks for os.system",
     "a damaged config": "damaged JSON",
     "a damaged tokenizer": "tokenizer",
-    "an unknown model type": "'mamba'; it has gpt2, llama, mistral, opt",
-    "an encoder": "A distilbert model is an encoder",
+    "an unknown model type": "'mamba'; it has distilbert, falcon, gemma, gpt2",
+    "an encoder": "A bert model is an encoder",
     "an unknown switch": "'norm_first'",
     "text where a number belongs": "number",
     "another shape": "do not belong together",

@@ -79,7 +79,7 @@ def test_models_that_are_refused(tmp_path, source):
         convert(tmp_path / "absent", out)
     config = source / "config.json"
     for change, sentence in [
-        ({"model_type": "distilbert"}, "is an encoder"),
+        ({"model_type": "bert"}, "is an encoder"),
         ({"model_type": "mixtral"}, "no model type 'mixtral'"),
         ({"ffn_dim": 41}, r"fc1.weight is 40 × 24 .* calls for 41 × 24"),
         ({"num_hidden_layers": 3}, "no tensor named .*layers.2"),

@@ -3,7 +3,6 @@ is the one that the fault computes.
 """
 
 import inspect
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -87,9 +86,18 @@ def unbiased_layer_norm(x, gain, bias, eps):
     return centered / np.sqrt(variance + eps) * gain + bias
 
 
-def exact_gelu(x):
-    erf = np.vectorize(math.erf, otypes=[np.float32])
-    return (x * 0.5 * (1 + erf(x / math.sqrt(2)))).astype(np.float32)
+def unrounded_alibi(H, S):
+    slopes = 2.0 ** -np.array([*range(1, 9), 0.5, 1.5], dtype=np.float32)  # of ten heads
+    return slopes[:, None, None] * np.arange(S, dtype=np.float32)
+
+
+def evenly_spaced_alibi(H, S):
+    slopes = 2.0 ** (-8 / H * np.arange(1, H + 1, dtype=np.float32))
+    return slopes[:, None, None] * np.arange(S, dtype=np.float32)
+
+
+def doubled_alibi(H, S, alibi=transformer.alibi):
+    return 2 * alibi(H, S)
 
 
 def sees_the_next_token(start, T, S, window=None, visible=transformer.visible):
@@ -109,6 +117,21 @@ def transpose(name):
 
 def without(name):
     return weights(lambda named: named.pop(name))
+
+
+def fused_in_thirds(kv_heads):
+    """The fault of cutting all queries, then all keys, then all values off a fused matrix that
+    holds them group by group."""
+
+    def edit(named):
+        names = [f"layers.0.attn.{x}.weight" for x in "qkv"]
+        whole = [named[name] for name in names]
+        groups = [matrix.reshape(kv_heads, -1, matrix.shape[-1]) for matrix in whole]
+        fused = np.concatenate(groups, axis=1).reshape(-1, whole[0].shape[-1])
+        edges = np.cumsum([len(matrix) for matrix in whole])
+        named.update(zip(names, np.split(fused, edges[:-1]), strict=True))
+
+    return weights(edit)
 
 
 # Queries in head order, and keys repeated 0 1 0 1 0 1 where they are 0 0 0 1 1 1.
@@ -155,7 +178,7 @@ FAULTS = {
     "values repeated in the wrong order": ("llama", TILED_VALUES, "0.attn.z"),
     "scores without their scale": (
         "opt",
-        edited("attention", (" * (1 / math.sqrt(K))", "")),
+        edited("attention", ("T, S) * (1 / math.sqrt(K))", "T, S)")),
         "0.attn.scores",
     ),
     "window one too long": ("mistral", settings(window=6), "0.attn.pattern"),
@@ -181,7 +204,7 @@ FAULTS = {
         exchange("layers.0.ffn.gate.weight", "layers.0.ffn.up.weight"),
         "0.ffn.pre",
     ),
-    "exact GELU": ("gpt2", formula("ACTIVATIONS", "gelu_new", exact_gelu), "0.ffn.act"),
+    "exact GELU": ("gpt2", settings(activation="gelu"), "0.ffn.act"),
     "norms exchanged": (
         "opt",
         exchange("layers.0.attn.norm.weight", "layers.0.ffn.norm.weight"),
@@ -190,6 +213,112 @@ FAULTS = {
     "norms before where they stand after": ("opt-350m", settings(norm_after=False), "0.attn.q"),
     "final norm forgotten": ("opt", settings(final_norm=False), "final_norm"),
     "tied where it is not": ("llama", settings(tied=True), "logits"),
+    "queries, keys and values of 40B in thirds": ("falcon-40b", fused_in_thirds(2), "0.attn.q"),
+    "queries, keys and values of RW in thirds": ("falcon-rw", fused_in_thirds(10), "0.attn.q"),
+    "queries, keys and values of Persimmon in thirds": (
+        "persimmon",
+        fused_in_thirds(3),
+        "0.attn.q",
+    ),
+    "parallel parts in turn": (
+        "falcon",
+        edited("block", ("feed_forward(normed)", "feed_forward(normed + attended)")),
+        "0.ffn.pre",
+    ),
+    "attention left out of the parallel sum": (
+        "phi",
+        edited("block", ("x + attended + feed_forward(normed)", "x + feed_forward(normed)")),
+        "0.resid_post",
+    ),
+    "one norm for both parallel parts": (
+        "falcon-40b",
+        settings(shared_norm=True),
+        "0.ffn.norm",
+    ),
+    "the norms of the parallel parts exchanged": (
+        "falcon-40b",
+        exchange("layers.0.attn.norm.weight", "layers.0.ffn.norm.weight"),
+        "0.attn.norm",
+    ),
+    "ALiBi forgotten": (
+        "falcon-rw",
+        function("alibi", lambda H, S: np.zeros((H, 1, S), dtype=np.float32)),
+        "0.attn.scores",
+    ),
+    "ALiBi added twice, as transformers' written-out attention does": (
+        "falcon-rw",
+        function("alibi", doubled_alibi),
+        "0.attn.scores",
+    ),
+    "ALiBi not divided by the scale": (
+        "falcon-rw",
+        edited("attention", (".astype(scores.dtype) * (1 / math.sqrt(K))", "")),
+        "0.attn.scores",
+    ),
+    "ALiBi not rounded to bfloat16": (
+        "falcon-rw",
+        function("alibi", unrounded_alibi),
+        "0.attn.scores",
+    ),
+    "ALiBi's slopes evenly spaced though ten is no power of two": (
+        "falcon-rw",
+        function("alibi", evenly_spaced_alibi),
+        "0.attn.scores",
+    ),
+    "all of a head turned": ("phi", settings(rotary_width=None), "0.attn.rot_q"),
+    "too little of a head turned": ("persimmon", settings(rotary_width=2), "0.attn.rot_q"),
+    "bias of the logits missing": ("phi", without("unembed.bias"), "logits"),
+    "no norm of queries and keys": ("persimmon", settings(qk_norm=False), "0.attn.norm_q"),
+    "norms of queries and keys exchanged": (
+        "persimmon",
+        exchange("layers.0.attn.norm_q.weight", "layers.0.attn.norm_k.weight"),
+        "0.attn.norm_q",
+    ),
+    "bias of the norm of keys missing": (
+        "persimmon",
+        without("layers.1.attn.norm_k.bias"),
+        "1.attn.norm_k",
+    ),
+    "ReLU not squared": ("persimmon", settings(activation="relu"), "0.ffn.act"),
+    "embeddings not scaled": ("gemma", settings(embed_scale=1.0), "embed"),
+    "the scale of embeddings rounded to bfloat16": (
+        "gemma",
+        settings(embed_scale=5.28125),
+        "embed",
+    ),
+    "gains without their one": ("gemma", settings(norm_plus_one=False), "0.attn.norm"),
+    "SiLU in Gemma's gate": ("gemma", settings(activation="silu"), "0.ffn.act"),
+    "exact GELU in Gemma's gate": ("gemma", settings(activation="gelu"), "0.ffn.act"),
+    "bias of the queries missing": ("qwen2", without("layers.0.attn.q.bias"), "0.attn.q"),
+    "a window in every layer": ("qwen2-window", settings(window_layers=None), "0.attn.pattern"),
+    "a window in no layer": ("qwen2-window", settings(window=None), "1.attn.pattern"),
+    "shared layers run one round after the other": (
+        "mobilellm-ls",
+        edited("block", ("config.weight_layer(i)", "i % config.weight_layers")),
+        "1.attn.norm",
+    ),
+    "shared layers run once": (
+        "mobilellm-ls",
+        settings(layers=2, layer_repeats=1),
+        "1.attn.norm",
+    ),
+    "an encoder that sees only what came before": (
+        "distilbert",
+        settings(causal=True),
+        "0.attn.pattern",
+    ),
+    "embeddings without their norm": ("distilbert", settings(embed_norm=False), "embed"),
+    "the head's transform left out": (
+        "distilbert",
+        settings(unembed_transform=False),
+        "unembed.transform",
+    ),
+    "the head's transform without its activation": (
+        "distilbert",
+        edited("unembed", ("activation(config.activation)(linear(x, W, b))", "linear(x, W, b)")),
+        "unembed.transform",
+    ),
+    "tanh GELU in an encoder": ("distilbert", settings(activation="gelu_new"), "0.ffn.act"),
 }
 
 
@@ -222,7 +351,7 @@ def test_without_a_fault_nothing_is_caught(name):
     assert compare(reference, recorded(model_of(name), reference[1]["ids"])).equal
 
 
-@pytest.mark.parametrize("function_name", ["attention", "block", "visible"])
+@pytest.mark.parametrize("function_name", ["attention", "block", "visible", "unembed"])
 def test_exchanging_source_text_is_itself_no_fault(function_name, monkeypatch):
     reference = golden("llama")
     model = edited(function_name)(model_of("llama"), monkeypatch)

@@ -4,14 +4,18 @@ Needs torch and transformers. Module hooks see what goes into and comes out of m
 computed inside attention is seen by standing in for its function.
 """
 
+import math
 import sys
 from contextlib import ExitStack
+from itertools import count
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import transformers.utils.logging
-from transformers import AutoModelForCausalLM
+from mobilellm import is_mobilellm, open_mobilellm
+from places import places_of, split_qkv
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from tinyflash.families import read_config
 from tinyflash.taps import tap_names, tap_shape
@@ -19,119 +23,111 @@ from tinyflash.taps import tap_names, tap_shape
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # the models are tiny, and the same sums in the same order every time
 
-# Where each family keeps the modules whose inputs and outputs are taps.
-PLACES = {
-    "opt": {
-        "layers": "model.decoder.layers",
-        "final_norm": "model.decoder.final_layer_norm",
-        "attn.norm": "self_attn_layer_norm",
-        "ffn.norm": "final_layer_norm",
-        "attn.q": "self_attn.q_proj",
-        "attn.k": "self_attn.k_proj",
-        "attn.v": "self_attn.v_proj",
-        "attn.o": "self_attn.out_proj",
-        "ffn.up": "fc1",
-        "ffn.down": "fc2",
-    },
-    "gpt2": {
-        "layers": "transformer.h",
-        "final_norm": "transformer.ln_f",
-        "attn.norm": "ln_1",
-        "ffn.norm": "ln_2",
-        "attn.qkv": "attn.c_attn",
-        "attn.o": "attn.c_proj",
-        "ffn.up": "mlp.c_fc",
-        "ffn.down": "mlp.c_proj",
-    },
-    "llama": {
-        "layers": "model.layers",
-        "final_norm": "model.norm",
-        "attn.norm": "input_layernorm",
-        "ffn.norm": "post_attention_layernorm",
-        "attn.q": "self_attn.q_proj",
-        "attn.k": "self_attn.k_proj",
-        "attn.v": "self_attn.v_proj",
-        "attn.o": "self_attn.o_proj",
-        "ffn.up": "mlp.up_proj",
-        "ffn.gate": "mlp.gate_proj",
-        "ffn.down": "mlp.down_proj",
-    },
-}
-PLACES["mistral"] = PLACES["llama"]
-
 
 def open_reference(directory):
     """transformers' model of a checkpoint, computing in float32 whatever is stored.
 
-    Its attention is the one that is written out in Python.
+    Its attention is the one that is written out in Python; of Falcon it is the one that
+    transformers chooses, for its written-out one adds ALiBi's bias twice (as of 5.23.0).
     """
-    return AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    if is_mobilellm(directory):
+        return open_mobilellm(directory)
+    config = AutoConfig.from_pretrained(directory)
+    attention = "sdpa" if config.model_type == "falcon" else "eager"
+    return (
+        model_class(config)
+        .from_pretrained(directory, dtype=torch.float32, attn_implementation=attention)
+        .eval()
+    )
 
 
-@torch.no_grad()
+def model_class(hf_config):
+    """transformers' class of the models that end in a score for every word."""
+    is_encoder = hf_config.model_type == "distilbert"
+    return AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+
+
+def logits_of(model, ids):
+    """Logits after each token, everything computed anew: (1, T, V)."""
+    is_encoder = model.config.model_type == "distilbert"
+    return model(torch.tensor([ids]), **({} if is_encoder else {"use_cache": False})).logits
+
+
 def capture(model, ids):
     """Every intermediate tensor of transformers' forward pass, under tinyflash's names.
 
     model  : as `open_reference` returns it;  ids : list of int
     returns: dict tap name -> float32 array, in the order of taps.tap_names
     """
-    config = read_config(model.config.to_dict())
+    config, seen, T = read_config(model.config.to_dict()), watch(model, ids), len(ids)
+    names = tap_names(config)
+    assert set(names) == set(seen), f"not the same taps: {set(names) ^ set(seen)}"
+    return {name: seen[name].reshape(tap_shape(config, name, T, T)) for name in names}
+
+
+@torch.no_grad()
+def watch(model, ids):
+    """Every intermediate tensor as transformers shapes it: dict tap name -> float32 array."""
     seen = {}
 
     def save(name, tensor):
         assert name not in seen, f"{name} was computed twice"
         seen[name] = tensor.detach().float().numpy().copy()
 
-    places = PLACES[model.config.model_type]
+    places = places_of(model.config)
     with ExitStack() as undo:
-        watch_attention(model, config, save, undo)
-        for i, layer in enumerate(model.get_submodule(places["layers"])):
-            watch_layer(layer, i, places, config, save, undo)
-        if config.final_norm:
+        layers = model.get_submodule(places["layers"])
+        if model.config.model_type == "falcon":
+            watch_falcon_attention(model.config, save, undo)
+        else:
+            watch_attention(model, layers, save, undo)
+        for i, layer in enumerate(layers):
+            watch_layer(layer, i, places, model.config, save, undo)
+        if "final_norm" in places:
             watch_output(model.get_submodule(places["final_norm"]), "final_norm", save, undo)
-        save("logits", model(torch.tensor([ids]), use_cache=False).logits)
+        if "unembed.transform" in places:
+            transformed = model.get_submodule(places["unembed.transform"])
+            watch_input(transformed, "unembed.transform", save, undo)
+        save("logits", logits_of(model, ids))
     seen["embed"] = seen["layers.0.resid_pre"]
-    names, T = tap_names(config), len(ids)
-    assert set(names) == set(seen), f"not the same taps: {set(names) ^ set(seen)}"
-    return {name: seen[name].reshape(tap_shape(config, name, T, T)) for name in names}
+    return seen
 
 
-def watch_layer(layer, i, places, config, save, undo):
+def watch_layer(layer, i, places, hf_config, save, undo):
     """Save what goes into and comes out of one layer's modules, until `undo` is closed."""
-
-    def part(name):
-        return layer.get_submodule(places[name])
-
     prefix = f"layers.{i}."
-    watch_input(layer, prefix + "resid_pre", save, undo)
-    watch_input(
-        part("attn.norm" if config.norm_after else "ffn.norm"), prefix + "resid_mid", save, undo
-    )
-    watch_input(part("ffn.down"), prefix + "ffn.act", save, undo)
+    inputs = {"resid_mid": "resid_mid", "ffn.down": "ffn.act"}
     outputs = {
         "attn.norm": "attn.norm",
+        "attn.q": "attn.q",
+        "attn.k": "attn.k",
+        "attn.v": "attn.v",
         "attn.o": "attn.out",
         "ffn.norm": "ffn.norm",
         "ffn.up": "ffn.pre",
+        "ffn.gate": "ffn.gate",
         "ffn.down": "ffn.out",
     }
-    if "attn.qkv" in places:
-        watch_output(part("attn.qkv"), prefix, lambda at, qkv: save_split(at, qkv, save), undo)
-    else:
-        outputs |= {f"attn.{x}": f"attn.{x}" for x in "qkv"}
-    if "ffn.gate" in places:
-        outputs["ffn.gate"] = "ffn.gate"
-    for place, name in outputs.items():
-        watch_output(part(place), prefix + name, save, undo)
+    watch_input(layer, prefix + "resid_pre", save, undo)
     watch_output(layer, prefix + "resid_post", save, undo)
+    for names, watch_one in ((inputs, watch_input), (outputs, watch_output)):
+        for place, name in names.items():
+            if place in places:
+                watch_one(layer.get_submodule(places[place]), prefix + name, save, undo)
 
+    def save_split(prefix, qkv):
+        for x, tensor in zip("qkv", split_qkv(hf_config, qkv), strict=True):
+            save(f"{prefix}attn.{x}", tensor)
 
-def save_split(prefix, qkv, save):
-    """Save a fused (..., 3·D) tensor as queries, keys and values."""
-    for x, tensor in zip("qkv", qkv.chunk(3, dim=-1), strict=True):
-        save(f"{prefix}attn.{x}", tensor)
+    def save_by_token(name, tensor):
+        by_head = hf_config.model_type == "phi"  # (1, H, T, K)
+        save(name, tensor.transpose(1, 2) if by_head else tensor)
+
+    if "attn.qkv" in places:
+        watch_output(layer.get_submodule(places["attn.qkv"]), prefix, save_split, undo)
+    for name in ("attn.norm_q", "attn.norm_k"):
+        if name in places:
+            watch_output(layer.get_submodule(places[name]), prefix + name, save_by_token, undo)
 
 
 def watch_input(module, name, save, undo):
@@ -140,11 +136,13 @@ def watch_input(module, name, save, undo):
 
 
 def watch_output(module, name, save, undo):
-    hook = module.register_forward_hook(lambda module, args, output: save(name, output))
-    undo.callback(hook.remove)
+    def see(module, args, output):
+        save(name, output[0] if isinstance(output, tuple) else output)
+
+    undo.callback(module.register_forward_hook(see).remove)
 
 
-def watch_attention(model, config, save, undo):
+def watch_attention(model, layers, save, undo):
     """Save what transformers' eager attention is given and computes, until `undo` is closed.
 
     Keys and queries arrive there turned by their positions. The scores are what it hands to its
@@ -152,10 +150,12 @@ def watch_attention(model, config, save, undo):
     """
     home = sys.modules[type(model).__module__]
     original = home.eager_attention_forward
+    layer_of = {module: i for i, layer in enumerate(layers) for module in layer.modules()}
+    turns = hasattr(model.base_model, "rotary_emb")
 
     def watched(module, query, key, value, mask, **settings):
-        prefix = f"layers.{module.layer_idx}.attn."
-        if config.positions == "rotary":
+        prefix = f"layers.{layer_of[module]}.attn."
+        if turns:
             save(prefix + "rot_q", query.transpose(1, 2))  # (1, T, H, K)
             save(prefix + "rot_k", key.transpose(1, 2))
 
@@ -173,6 +173,37 @@ def watch_attention(model, config, save, undo):
     undo.enter_context(patch.object(home, "eager_attention_forward", watched))
 
 
+def watch_falcon_attention(hf_config, save, undo):
+    """Save what PyTorch's own attention is given and computes for Falcon, until `undo` is closed.
+
+    It shows neither scores nor pattern: they are computed here, and z from them is checked. With
+    ALiBi the mask is a number for each key, divided by √K like the scores.
+    """
+    original = torch.nn.functional.scaled_dot_product_attention
+    calls = count()
+
+    def watched(query, key, value, attn_mask, **settings):
+        T, K = query.shape[-2:]
+        prefix = f"layers.{next(calls)}.attn."
+        seen = torch.ones(T, T, dtype=torch.bool).tril()
+        scores = query @ key.transpose(-1, -2) / math.sqrt(K)  # (1, H, T, T)
+        if hf_config.alibi:
+            scores = scores + attn_mask[..., -1:, :]  # the last token sees every key's bias
+        else:
+            groups = hf_config.num_kv_heads if hf_config.new_decoder_architecture else key.shape[1]
+            save(prefix + "rot_q", query.transpose(1, 2))  # (1, T, H, K)
+            save(prefix + "rot_k", key[:, :: key.shape[1] // groups].transpose(1, 2))
+        pattern = torch.where(seen, scores, -torch.inf).softmax(dim=-1)
+        z = original(query, key, value, attn_mask=attn_mask, **settings)
+        assert torch.allclose(pattern @ value, z, rtol=1e-4, atol=1e-5)
+        save(prefix + "scores", scores)
+        save(prefix + "pattern", pattern)
+        save(prefix + "z", z.transpose(1, 2))
+        return z
+
+    undo.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", watched))
+
+
 @torch.no_grad()
 def greedy(model, ids, new_tokens):
     """transformers' likeliest continuation, everything computed anew for each token.
@@ -181,7 +212,7 @@ def greedy(model, ids, new_tokens):
     """
     ids, margins = list(ids), []
     for _ in range(new_tokens):
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits = logits_of(model, ids)[0, -1]
         (first, second), (token, _) = torch.topk(logits, 2)
         margins.append(float(first - second))
         ids.append(int(token))
