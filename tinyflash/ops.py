@@ -149,14 +149,15 @@ def erfc(z):
 
 
 def fatrelu(a, threshold):
-    """a where a ≥ threshold, else 0: an activation forced to rest more often.
+    """a where |a| ≥ threshold, else 0: an activation forced to rest more often.
 
     After a ReLU this is FATReLU(x) = x if x ≥ T else 0 (LLM in a flash, §5, for Llama 2). After
-    another activation the trained curve stays as it is above the threshold.
+    another activation the trained curve stays as it is beyond the threshold, on both sides: in
+    models that were not trained again, small negative activations matter.
 
-    a : (..., F), activations;  threshold : 0-d array or number, above 0
+    a : (..., F), activations;  threshold : 0-d array or number; 0 changes nothing
     """
-    return np.where(a >= threshold, a, 0)
+    return np.where((a >= threshold) | (a <= -threshold), a, 0)
 
 
 # The names that config.json files use for them.

@@ -13,7 +13,8 @@ is set by running the layers made so far on a sample of text.
   neurons' biases are the thresholds.
 - Rotary positions (Llama, Falcon): there are no biases, so one direction that all embeddings share
   takes their place; and layer 0's attention averages the last few tokens' part in Q, its queries
-  and keys meeting in the slowly turning pairs, so that scores fall with distance.
+  and keys meeting in the slowly turning pairs, so that scores fall with distance. Falcon's first
+  feed-forward stands beside that attention, not behind it: its neurons follow the token alone.
 """
 
 import math
@@ -31,7 +32,6 @@ RMS = 2.0  # of the embeddings; it keeps float16 weights away from subnormal num
 SLOW = 0.8  # share of Q's energy that changes slowly; the rest is the token's own
 FADE = 0.9  # correlation of `slow` between neighboring positions, where they are learned
 SHARED = 0.3  # of the energy, in the direction that takes the biases' place
-UNPREDICTED = 0.28  # share of a pre-activation's variance that comes from full-rank noise
 SPREAD = 0.3  # of the neurons' thresholds, in standard deviations of a pre-activation
 WRITES = 0.35  # RMS of all that the layers add, in RMS of the embeddings: more would drown Q
 SLOW_TURNS = (0.01, 0.08)  # radians a token of the rotary pairs in which scores fall
@@ -65,12 +65,14 @@ class Planting:
     seed       : int; the same seed gives the same weights
     ids        : int (T,), the sample
     directions : of Q, at most the head width where positions are rotary
+    noise      : share of a pre-activation's variance that comes from full-rank noise
     active     : measured share of active neurons in the sample, of the layers made so far
     """
 
-    def __init__(self, config, shares, seed, ids, directions):
+    def __init__(self, config, shares, seed, ids, directions, noise):
         """Draw the directions; see the class."""
         self.config, self.shares, self.seed, self.ids = config, shares, seed, ids
+        self.noise = noise
         self.one_layer = replace(config, layers=1)
         self.active = []
         D = config.width
@@ -209,12 +211,12 @@ class Planting:
         centered = x - x.mean(axis=0)
         in_q = np.square(centered @ self.Q).sum(axis=1).mean()
         energy = np.square(centered).sum(axis=1).mean()
-        combine = math.sqrt((1 - UNPREDICTED) / in_q)
+        combine = math.sqrt((1 - self.noise) / in_q)
         g = self.draw(prefix + "combinations", (F, self.Q.shape[1])) * np.float32(combine)
         matrix = self.half(
             prefix + self.projection,
             (F, D),
-            math.sqrt(UNPREDICTED / energy),
+            math.sqrt(self.noise / energy),
             lambda a, b: g[a:b] @ self.Q.T,
         )
         unit = np.ones(len(x), dtype=np.float32) if bias is not None else x @ self.shared  # (T,)

@@ -133,33 +133,53 @@ class FlashEngine:
             f"{self.budget.tokens} tokens; allowed: {100 * self.budget.memory / whole:.1f}"
         )
 
-    def begin(self, tap=None):
-        """Before a forward pass: the layers show their tensors to `tap`; returns them."""
+    def begin(self, tap=None, undecided=0):
+        """Before a forward pass: the layers show their tensors to `tap`; returns them.
+
+        undecided : that many tokens are computed, and `keep` says afterwards which of them stay
+        """
         for layer in self.feed_forwards:
             layer.tap = tap or no_tap
             layer.take_counters()
+        for window in self._windows():
+            window.suppose(undecided)
         return self.feed_forwards
+
+    def keep(self, path):
+        """Of the undecided tokens those on `path` stay; others count no more as users of neurons.
+
+        What was read for them alone goes when the next token is computed, which may still use it.
+        """
+        for window in self._windows():
+            window.keep(path)
+
+    def _windows(self):
+        """The windows of all layers, in modes that have them."""
+        return [layer.window for layer in self.feed_forwards] if self.mode in SPARSE_MODES else []
 
     def end(self, tokens):
         """After a forward pass of so many tokens: add up what its layers spent."""
         spent = (layer.take_counters() for layer in self.feed_forwards)
         self.costs.append((tokens, sum(spent, TokenCounters())))
 
-    def cost_per_token(self, tokens):
-        """Means over the last `tokens` passes of one token: dict of numbers; empty for no tokens.
+    def cost_per_token(self, passes, tokens=None):
+        """What a token cost in the last `passes` passes: dict of numbers; empty for no passes.
+
+        tokens : that these passes yielded in all, accepted drafts included; None: one each
 
         Bytes, reads, milliseconds and neurons of all layers together; `chunk_sizes` is a dict in
-        it, from the size of a read in bytes to how many a token had; `window` is the mean over
-        layers too.
+        it, from the size of a read in bytes to how many a token had. `held` and `window` are
+        means over the passes, `window` over layers too.
         """
-        costs = [cost for _, cost in self.costs[-tokens:]] if tokens else []
+        costs = [cost for _, cost in self.costs[-passes:]] if passes else []
         if not costs:
             return {}
-        total, n = sum(costs, TokenCounters()), len(costs)
+        total, n = sum(costs, TokenCounters()), tokens or len(costs)
         means = {field.name: getattr(total, field.name) for field in fields(TokenCounters)}
         sizes = sorted(means.pop("chunk_sizes").items())
         means = {name: value / n for name, value in means.items()}
-        means["window"] /= self.store.config.layers
+        means["held"] = total.held / len(costs)
+        means["window"] = total.window / len(costs) / self.store.config.layers
         return means | {"chunk_sizes": {size: count / n for size, count in sizes}}
 
     def describe(self):

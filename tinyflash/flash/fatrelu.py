@@ -29,6 +29,7 @@ from tinyflash.flash.predictor import FILE as PREDICTOR
 from tinyflash.flash.predictor import replace_manifest, without_predictors
 from tinyflash.flash.reader import FlashReader
 from tinyflash.flash.store import open_store, resident_weights
+from tinyflash.flash.verified import fingerprint, note_verified, noted
 from tinyflash.ops import ACTIVATIONS, linear
 from tinyflash.transformer import block, no_tap, under_prefix
 
@@ -56,7 +57,7 @@ def calibrate(store, sequences, sparsity, progress=None):
         for i in range(config.layers):
             layer = layer_weights(store, reader, weights, i)
             thresholds.append(layer_threshold(layer, config, i, stream, sparsity))
-            layer = with_threshold(layer, i, thresholds[-1])
+            layer = with_threshold(layer, config.weight_layer(i), thresholds[-1])
             stream = [run_block(layer, config, i, x) for x in stream]
             let_go_of(layer)
             if progress:
@@ -72,7 +73,8 @@ def layer_threshold(layer, config, i, stream, sparsity):
     layer  : dict of our names -> weights of the layer;  stream: (T, D) each, what enters it
     returns: float
     """
-    names, counts = under_prefix(layer, f"layers.{i}."), np.zeros(BINS, dtype=np.int64)
+    names = under_prefix(layer, f"layers.{config.weight_layer(i)}.")
+    counts = np.zeros(BINS, dtype=np.int64)
     part = "gate" if config.gated else "up"
 
     def only_look(x):
@@ -121,9 +123,9 @@ def with_threshold(layer, i, threshold):
 def with_thresholds(weights, thresholds):
     """A model's weights with thresholds among them, which its dense feed-forwards then apply.
 
-    weights    : dict name -> weight, as `Model.weights`;  thresholds : L numbers
-    returns    : a new dict
-    raises     : ValueError if there is not one for each layer, or one is no threshold
+    weights : dict name -> weight, as `Model.weights`;  thresholds : L numbers
+    returns : a new dict
+    raises  : ValueError if there is not one for each layer, or one is no threshold
     """
     layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     for i, threshold in enumerate(checked(thresholds, layers)):
@@ -151,13 +153,17 @@ def write_thresholds(store, thresholds):
     """
     if thresholds is not None:
         thresholds = checked(thresholds, store.config.layers)
-    manifest = open_store(store.path).manifest
+    store = open_store(store.path)  # as it is now
+    manifest, was_verified = store.manifest, noted(store) == fingerprint(store)
     if manifest.get("thresholds") != thresholds:
         manifest = without_predictors(manifest)
     replace_manifest(store.path, manifest | {"thresholds": thresholds})
     if PREDICTOR not in manifest["files"]:
         (store.path / PREDICTOR).unlink(missing_ok=True)
-    return open_store(store.path)
+    written = open_store(store.path)
+    if was_verified:  # the weights have not changed since
+        note_verified(written)
+    return written
 
 
 def checked(thresholds, layers):

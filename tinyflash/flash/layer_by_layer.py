@@ -29,7 +29,7 @@ def layer_weights(store, reader, weights, i, threshold=None):
     threshold : below which its activation is cut off, or None
     raises    : OSError or ValueError if flash cannot be read
     """
-    prefix, D = f"layers.{i}.", store.config.width
+    prefix, D = f"layers.{store.config.weight_layer(i)}.", store.config.width
     layer = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
     rows = NeuronRows(store, i, reader, store.parts)
     stored = rows.empty(rows.F)
@@ -52,7 +52,7 @@ def run_block(layer, config, i, x, see=no_tap):
               "ffn.pre", "ffn.gate", "ffn.act" and "ffn.out"
     returns : (T, D), what enters the next layer
     """
-    names = under_prefix(layer, f"layers.{i}.")
+    names = under_prefix(layer, f"layers.{config.weight_layer(i)}.")
 
     def feed_forward(x):
         see("ffn.in", x)

@@ -3,7 +3,7 @@
     score = up (down x) + bias,     down (R, D), up (F, R), bias (F,)
     neuron j is predicted to fire where sigmoid(score_j) > threshold
 
-(LLM in a flash, §3.1, figure 3.) With R far below D it costs a hundredth of the projection that it
+(LLM in a flash, §3.1.) With R far below D it costs a hundredth of the projection that it
 stands for, and fits in DRAM. A neuron that it misses is left out of the sum; one that it predicts
 for nothing is read for nothing.
 
@@ -220,7 +220,7 @@ def without_predictors(manifest):
 
 
 def replace_manifest(directory, manifest):
-    """Write a flash directory's flash.json anew, whole or not at all, and have it reach the disk."""
+    """Write a flash directory's flash.json anew, whole or not at all."""
     content = (json.dumps(manifest, indent=1) + "\n").encode()
     unfinished = Path(directory) / f"{MANIFEST}.part"
     with digested_file(unfinished, len(content), {}) as write:
