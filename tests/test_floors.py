@@ -21,8 +21,8 @@ FLOORS = (
     "transformer kv_cache sampling",
     "training",
     "flash speculative compress",
-    "generate evaluate model oracle bench plan synth synth_statistics terminal tinyflash",
-    "cli commands course __main__",
+    "generate drafters evaluate model oracle bench plan synth synth_statistics terminal tinyflash",
+    "cli commands train_commands course __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 PAPERS = ("flash", "speculative", "compress")  # these do not import one another

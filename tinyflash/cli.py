@@ -9,7 +9,7 @@ import os
 import sys
 
 import tinyflash
-from tinyflash import commands
+from tinyflash import commands, train_commands
 from tinyflash.flash.bundles import BUNDLINGS
 from tinyflash.flash.feed_forward import MODES
 
@@ -59,6 +59,9 @@ def parser():
     add("--seed", type=int, metavar="S", help="of the random draws")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
     add("--chat", action="store_true", help="the prompt is a question; without one, converse")
+    add("--drafter", default="none", metavar="D", help="none, ngram, redrafter, its DIR, or MODEL")
+    add("--draft-width", type=int, metavar="W", help="beams of redrafter")
+    add("--draft-length", type=int, metavar="N", help="tokens; of redrafter, with the first")
     add_memory(add)
     add("--stats", action="store_true", help="what each token cost on flash")
 
@@ -75,10 +78,12 @@ def parser():
     add("--dtype", default="keep", choices=("keep", "float16", "bfloat16", "float32"))
     add("--check", action="store_true", help="MODEL is a flash directory: verify its digests")
 
-    trains = verbs.add_parser("train", help="train a model, or predictors").add_subparsers(
+    trains = verbs.add_parser("train", help="train a model, predictors, a drafter").add_subparsers(
         required=True, metavar="WHAT"
     )
-    add = verb(trains, "lm", commands.train_language_model, "train a language model from nothing")
+    add = verb(
+        trains, "lm", train_commands.train_language_model, "train a language model from nothing"
+    )
     add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
     add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
     add("--out", required=True, metavar="DIR", help="the model; run again to resume")
@@ -92,7 +97,7 @@ def parser():
     add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
     add("--workers", type=int, default=2, metavar="N", help="threads")
 
-    add = verb(trains, "predictor", commands.train_predictor, "train activity predictors")
+    add = verb(trains, "predictor", train_commands.train_predictor, "train activity predictors")
     add("model", metavar="STORE", help="a flash directory, or a model that becomes one")
     add("--text", required=True, nargs="+", metavar="FILE", help="what activity is recorded on")
     add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
@@ -101,6 +106,20 @@ def parser():
     add("--epochs", type=int, default=2, metavar="N")
     add("--tokens", type=int, metavar="N", help="most tokens of the text to use")
     add("--sparsity", type=float, metavar="A", help="first set thresholds at which so many rest")
+
+    add = verb(trains, "drafter", train_commands.train_drafter, "train a ReDrafter for a model")
+    add("model", metavar="MODEL", help="the model it is to draft for, which stays as it is")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
+    add("--out", required=True, metavar="DIR", help="the drafter; run again to resume")
+    add("--distill", action="store_true", help="learn how MODEL goes on, not how the text does")
+    add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
+    add("--tokens", type=int, default=300_000, metavar="N", help="most tokens of the text to use")
+    add("--steps", type=int, default=5000, metavar="N", help="optimizer steps in all")
+    add("--batch", type=int, default=256, metavar="B", help="tokens a step")
+    add("--learning-rate", type=float, default=3e-3, metavar="R", help="after warm-up")
+    add("--layers", type=int, default=2, metavar="N", help="draft layers")
+    add("--exit-width", type=int, metavar="E", help="of these layers; default: twice MODEL's width")
+    add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
 
     benches = verbs.add_parser("bench", help="measure this machine").add_subparsers(
         required=True, metavar="WHAT"
@@ -120,6 +139,18 @@ def parser():
     add("--modes", metavar="A,B", help=f"of {', '.join(MODES)}; default: all of them")
     add("--window", type=int, metavar="K", help="tokens it is long; default: as many as fit")
     add("--profile", metavar="PROFILE.json", help="of this disk, by tinyflash bench disk --out")
+
+    add = verb(benches, "speculative", commands.bench_speculative, "what each drafter saves")
+    add("model", metavar="MODEL")
+    add("--drafters", metavar="A,B", help="of ngram, redrafter, its DIR, replay, MODEL")
+    add("--widths", default="1,2,4,16,64", metavar="W,W", help="beams of redrafter")
+    add("--alphas", default="0,.25,.5,.75,1", metavar="A,A", help="how often a replay is right")
+    add("--length", type=int, metavar="N", help="of drafts, as for generate --draft-length")
+    add("--tokens", type=int, default=64, metavar="N", help="new ones for each prompt")
+    add("--prompt", type=int, default=32, metavar="N", help="tokens of each prompt")
+    add("--prompts", type=int, default=8, metavar="P", help="how many")
+    add("--text", metavar="FILE", help="where the prompts are from; default: the embedded text")
+    add_memory(add)
 
     add = verb(verbs, "record", commands.record, "write every intermediate tensor")
     add("model", metavar="MODEL")

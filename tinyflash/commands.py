@@ -39,6 +39,7 @@ def flash_settings(options):
 
 def generate(options):
     """`tinyflash generate`"""
+    from tinyflash.drafters import drafter_for
     from tinyflash.sampling import check_sampling
 
     check_sampling(options.temperature or 0, options.top_k, options.top_p)
@@ -49,6 +50,7 @@ def generate(options):
     if options.stats and not model.flash:
         raise ValueError("There are no statistics of flash without it; give --memory, as in 50%.")
     settings = {
+        "drafter": drafter_for(model, options.drafter, options.draft_width, options.draft_length),
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
         "top_k": options.top_k,
@@ -72,7 +74,7 @@ def show(generation, options):
     for piece in generation:
         if not as_json:
             print(piece, end="", flush=True)
-    tokens, seconds = len(generation.ids), generation.seconds
+    tokens, seconds, counts = len(generation.ids), generation.seconds, generation.counts
     cost = {
         "text": generation.text,
         "tokens": tokens,
@@ -81,10 +83,13 @@ def show(generation, options):
         "prompt_seconds": round(generation.prompt_seconds, 4),
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "drafter": options.drafter,
+        **vars(counts),
+        "tokens_per_step": counts.tokens_per_step,
         "peak_dram_bytes": peak_dram(),
     }
     if flash:
-        cost["flash"] = flash.cost_per_token(max(0, tokens - 1))
+        cost["flash"] = flash.cost_per_token(counts.steps, counts.tokens)
         cost["dram_bytes"] = flash.components()
     if as_json:
         print(json.dumps(cost))
@@ -96,6 +101,8 @@ def show(generation, options):
         f"{tokens} new tokens in {seconds:.2f} s ({rate}), "
         f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, ended by: {generation.stop_reason}"
     )
+    if counts.drafted:
+        terminal.note(counts.describe())
     if options.stats:
         spent = dict(cost["flash"])
         sizes = spent.pop("chunk_sizes", {})
@@ -195,18 +202,6 @@ def evaluate(options):
         terminal.table(f"{options.model}", ("measure", "value"), rows)
 
 
-def train_language_model(options):
-    """`tinyflash train lm`"""
-    from tinyflash.training.train_command import train_lm
-
-    with terminal.progress("Training", "steps") as report:
-        result = train_lm(options, report)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        terminal.table(options.out, ("measure", "value"), list(result.items()))
-
-
 def record(options):
     """`tinyflash record`"""
     from tinyflash.oracle.record import manifest_of, record, write_recording
@@ -264,21 +259,10 @@ def bench_flash(options):
         print(json.dumps(result))
 
 
-def train_predictor(options):
-    """`tinyflash train predictor`"""
-    from tinyflash.flash.train_predictor import train_predictor
+def bench_speculative(options):
+    """`tinyflash bench speculative`"""
+    from tinyflash.bench import speculative
 
-    with terminal.progress("Predictors", "layers") as report:
-        result = train_predictor(options, report)
+    result = speculative.bench_speculative(options)
     if options.json:
         print(json.dumps(result))
-        return
-    names = ("rank", "threshold", "active", "predicted", "false_negatives", "false_positives")
-    rows = [
-        (i, layer["rank"], f"{layer['threshold']:.3f}")
-        + tuple(f"{100 * layer[name]:.2f}" for name in names[2:])
-        for i, layer in enumerate(result["layers"])
-    ]
-    rows.append(("mean", "", "", *(f"{100 * result[name]:.2f}" for name in names[2:])))
-    header = ("layer", "rank", "threshold", "active %", "predicted %", "missed %", "needless %")
-    terminal.table(f"{result['store']}, on text held out", header, rows)

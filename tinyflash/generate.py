@@ -1,14 +1,21 @@
-"""Text from a model: prefill the prompt, then one token after another until a stop rule.
+"""Text from a model: prefill the prompt, then propose, verify and emit until a stop rule.
 
-`greedy` is the specification; `Generation` is the same loop with sampling, stop rules and
-streaming.
+`greedy` is the specification. `Generation` says the same, or draws from the same law, with a
+drafter that proposes several tokens for each pass, stop rules and streaming. Plain decoding is
+the drafter that proposes nothing.
 """
 
 import time
 
 import numpy as np
 
+from tinyflash.drafters import drafter_for, spare_nodes
+from tinyflash.kv_cache import common_length
 from tinyflash.sampling import check_sampling, distribution, draw
+from tinyflash.speculative.counts import StepCounts
+from tinyflash.speculative.tree import chain
+from tinyflash.speculative.verify import verify
+from tinyflash.transformer import no_tap
 
 PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) scores
 
@@ -31,8 +38,8 @@ class Generation:
     """One answer in the making: iterate over it for pieces of text.
 
     Afterwards (and at any moment) it holds `ids`, the new tokens; `text`; `stop_reason`, one of
-    "end" (the model said so), "stop" (a stop string), "length" and "context"; and the seconds
-    spent on the prompt and on the new tokens.
+    "end" (the model said so), "stop" (a stop string), "length" and "context"; the seconds spent
+    on the prompt and on the new tokens; and `counts`, the StepCounts.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class Generation:
         seed=None,
         stop=(),
         cache=None,
+        drafter=None,
+        tap=no_tap,
     ):
         """
         prompt_ids     : list of int, at least one; the first cache.length of them are cached
@@ -55,6 +64,8 @@ class Generation:
         seed           : of the random draws; None draws differently each time
         stop           : strings (or one); the text ends before the first that appears
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
+        drafter        : what proposes tokens, or a word for it, see drafters.drafter_for
+        tap            : shown the tensors of every pass, and draft.* of every step (taps.py)
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -80,7 +91,13 @@ class Generation:
         self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
         self.rng = np.random.default_rng(seed)
         self.stop = stop
+        self.drafter = drafter_for(model, drafter)
+        if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
+            self.drafter.begin(self.choose, self.rng)
+        self.tap = tap
+        self.counts = StepCounts()
         tokens = min(len(prompt_ids) + max_new_tokens, model.config.context)
+        tokens += spare_nodes(self.drafter)
         self.cache = model.new_cache(tokens) if cache is None else cache
         if cache is not None:
             model.reserve(tokens)
@@ -127,39 +144,94 @@ class Generation:
     def _tokens(self):
         """New tokens until a stop rule; the end-of-text token is not among them."""
         began = time.perf_counter()
-        logits = prefill(self.model, self.prompt_ids, self.cache)
+        self.counts.passes = -(-(len(self.prompt_ids) - self.cache.length) // PREFILL)
+        logits, self.hidden = prefill(self.model, self.prompt_ids, self.cache, self.tap)
         self.prompt_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        said = [draw(self.choose(logits), self.rng)]
         while True:
+            self.seconds += time.perf_counter() - began
+            for token in said:
+                if len(self.ids) == self.max_new_tokens:
+                    self.stop_reason = "length"
+                    return
+                if token in self.model.eos_ids:
+                    self.stop_reason = "end"
+                    return
+                self.ids.append(token)
+                yield token
+            if self.cache.length == self.model.config.context:
+                self.stop_reason = "context"
+                return
             if len(self.ids) == self.max_new_tokens:
                 self.stop_reason = "length"
                 return
             began = time.perf_counter()
-            token = draw(self.choose(logits), self.rng)
-            self.seconds += time.perf_counter() - began
-            if token in self.model.eos_ids:
-                self.stop_reason = "end"
-                return
-            self.ids.append(token)
-            yield token
-            if self.cache.length == self.model.config.context:
-                self.stop_reason = "context"
-                return
-            if len(self.ids) < self.max_new_tokens:
-                began = time.perf_counter()
-                logits = self.model.logits([token], self.cache)[-1]
-                self.seconds += time.perf_counter() - began
+            said = self._step()
+
+    def _step(self):
+        """Propose, and verify in one pass: the tokens that follow, one or more.
+
+        The last token is not computed yet: it is the root of what is proposed. No proposal goes
+        beyond the tokens wanted, or the context's end.
+        """
+        began, counts = time.perf_counter(), self.counts
+        start = self.cache.length
+        room = min(self.max_new_tokens - len(self.ids), self.model.config.context - start) - 1
+        ids = [*self.prompt_ids, *self.ids]
+        tree = self.drafter.propose(ids, self.hidden) if room else chain(ids[-1:])
+        if len(tree) > room + 1:  # or it is not too deep
+            tree = tree.cut(room)
+        counts.draft_seconds += time.perf_counter() - began
+        if tree.tokens[0] != ids[-1]:
+            raise ValueError("A proposal must begin with the text's last token; this one does not.")
+        logits, hidden = compute(self.model, tree.tokens, self.cache, self.tap, tree)
+        verdict = verify(tree, logits, self.choose, self.rng, self.model.eos_ids)
+        self.model.keep(self.cache, start, verdict.path)
+        self.hidden = hidden[verdict.path[-1]]
+        counts.passes += 1
+        counts.steps += 1
+        counts.drafted += len(tree) - 1
+        counts.accepted += len(verdict.path) - 1
+        self._show(tree, verdict)
+        return verdict.tokens
+
+    def _show(self, tree, verdict):
+        self.tap("draft.tokens", tree.tokens)
+        self.tap("draft.parents", tree.parents)
+        if tree.log_probs is not None:
+            self.tap("draft.log_probs", tree.log_probs)
+        self.tap("draft.accepted", np.array(verdict.path, dtype=np.int64))
 
 
-def prefill(model, ids, cache):
+def prefill(model, ids, cache, tap=no_tap):
     """Compute a prompt, a few hundred tokens at a time, into the cache.
 
     ids : all of the prompt; the first cache.length of them are cached already
-    returns: (V,) logits after the last token
+    returns: (V,) logits after the last token; (D,) its hidden state, see `compute`
     """
-    logits = None
     for first in range(cache.length, len(ids), PREFILL):
-        logits = model.logits(ids[first : first + PREFILL], cache)
-    return logits[-1]
+        logits, hidden = compute(model, ids[first : first + PREFILL], cache, tap)
+    return logits[-1], hidden[-1]
+
+
+def compute(model, ids, cache, tap=no_tap, tree=None):
+    """One forward pass: (T, V) logits, and the hidden states (T, D) that they are read off.
+
+    Those are what the final norm gives; the last layer's output where there is no such norm.
+
+    ids, cache, tap, tree : as for Model.logits
+    """
+    config, seen = model.config, {}
+    last = "final_norm" if config.final_norm else f"layers.{config.layers - 1}.resid_post"
+
+    def look(name, tensor):
+        tap(name, tensor)
+        if name == last:
+            seen["hidden"] = tensor
+
+    logits = model.logits(ids, cache, look, tree)
+    return logits, seen["hidden"]
 
 
 def first_stop(text, stop):
@@ -223,11 +295,3 @@ class Chat:
         self.cache.truncate(kept)
         self.answered, self.generation = messages, generation
         return generation
-
-
-def common_length(a, b):
-    """Number of equal items at the beginning of two lists."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

@@ -76,8 +76,10 @@ class KVCache:
             raise ValueError(
                 f"Cannot keep tokens {offsets.tolist()} after token {start} of {self.length}."
             )
-        for buffer in (*self.keys, *self.values):
-            buffer[:, start : start + len(offsets)] = buffer[:, start + offsets]
+        moved = np.flatnonzero(offsets != np.arange(len(offsets), dtype=np.int64))
+        if len(moved):
+            for buffer in (*self.keys, *self.values):
+                buffer[:, start + moved] = buffer[:, start + offsets[moved]]
         self.length = start + len(offsets)
 
 
@@ -107,6 +109,14 @@ def enlarged(buffer, length, tokens):
     larger = np.empty((G, tokens, K), dtype=buffer.dtype)
     larger[:, :length] = buffer[:, :length]
     return larger
+
+
+def common_length(a, b):
+    """Number of equal items at the beginning of two lists: what a cache of one has of the other."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def in_float32(half):

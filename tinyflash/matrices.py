@@ -4,7 +4,9 @@ Each has `shape`, `nbytes`, `multiply(x)`, `rows(ids)` and `dense()`; `ops.linea
 nothing more.
 """
 
+import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -14,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 WORKERS = 2
 FLOAT16_SCALE = np.float32(2.0**112)  # between the exponents' biases: 127 and 15
 TILE_BYTES = 4 << 20  # of decoded float32 a worker: stays in the last-level cache
+KEPT = threading.local()  # what `scratch` gives
 
 
 class HalfMatrix:
@@ -84,7 +87,7 @@ class HalfMatrix:
         flat, decode_tile = decoder_for(flat, self.format)
 
         def work(starts):
-            decoded = np.empty((min(height, rows), columns), dtype=np.float32)
+            decoded = scratch("tile", (min(height, rows), columns), np.float32)
             for start in starts:
                 bits = self.bits[start : start + height]
                 if not self.checked:
@@ -163,6 +166,19 @@ def refuse_infinite(bits, format, name):
             f"{name} holds Inf or NaN in {format}, so no result computed with it would mean "
             "anything; get another copy of the checkpoint, or one stored as bfloat16 or float32."
         )
+
+
+def scratch(name, shape, dtype):
+    """An array of this thread's own to write into, which the next call for `name` takes back.
+
+    Memory that is new each time costs more than decoding into it: the kernel gives it page by page.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    held = getattr(KEPT, name, None)
+    if held is None or held.nbytes < nbytes:
+        held = np.empty(nbytes, dtype=np.uint8)
+        setattr(KEPT, name, held)
+    return held[:nbytes].view(dtype).reshape(shape)
 
 
 @cache

@@ -1,5 +1,6 @@
 """A model as people hold it in their hands: load it, look at its logits, let it write."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from tinyflash.flash.store import is_store, open_store
 from tinyflash.flash.stored import store_of
 from tinyflash.generate import Chat, Generation
 from tinyflash.kv_cache import KVCache
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices import HalfMatrix, blas
 from tinyflash.sources import find_model
 from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
 
+FEW_TOKENS = 16
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
@@ -44,12 +46,14 @@ class Model:
     sampling: dict
     flash: FlashEngine | None = None
 
-    def logits(self, ids, cache=None, tap=None):
+    def logits(self, ids, cache=None, tap=None, tree=None):
         """Logits after each of the tokens.
 
         ids   : ints (T,), T ≥ 1
         cache : KVCache of the tokens before them (it then also holds these), or None
         tap   : function (name, tensor) that is shown every intermediate tensor, or None
+        tree  : speculative.tree.Tree whose tokens the ids are, or None if each follows the one
+                before; once it is decided which of its tokens stay, see `keep`
         returns: (T, V), float32 (or float64 if the model was loaded so)
         raises: ValueError if an id is not in the vocabulary, the context overflows, or weights with
                 Inf or NaN made the logits meaningless
@@ -63,19 +67,34 @@ class Model:
             raise ValueError(
                 f"Token id {bad} is outside the vocabulary of {self.config.vocab_size} words."
             )
-        if known + len(ids) > self.config.context:
+        deep = known + (len(ids) if tree is None else int(tree.depths.max()) + 1)
+        if deep > self.config.context:
             raise ValueError(
-                f"{known + len(ids)} tokens do not fit this model's context of "
+                f"{deep} tokens do not fit this model's context of "
                 f"{self.config.context}; shorten the text."
             )
-        layers = self.flash.begin(tap) if self.flash else None
-        with np.errstate(all="ignore"):  # one sentence below says more than NumPy's warnings
-            logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers)
+        undecided = len(ids) if tree is not None and len(ids) > 1 else 0  # a root always stays
+        layers = self.flash.begin(tap, undecided) if self.flash else None
+        # BLAS's threads go on spinning after a product, and take the time of ours: few tokens gain
+        # nothing by them.
+        threads = blas().limit(limits=1) if len(ids) <= FEW_TOKENS else nullcontext()
+        # One sentence below says more than NumPy's warnings.
+        with threads, np.errstate(all="ignore"):
+            logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers, tree)
         if self.flash:
             self.flash.end(len(ids))
         if not np.isfinite(logits).all():
             raise ValueError(self._why_infinite())
         return logits
+
+    def keep(self, cache, start, path):
+        """Of a tree that was computed last, from token number `start` on, keep an accepted path.
+
+        path : increasing ints, nodes of the tree
+        """
+        cache.keep(start, path)
+        if self.flash:
+            self.flash.keep(path)
 
     def _why_infinite(self):
         """Which weight made the logits Inf or NaN: 16-bit matrices have been checked by now."""
@@ -104,8 +123,8 @@ class Model:
         """A Generation: iterate over it for pieces of text.
 
         prompt   : str (encoded with the tokens that begin a text), or a list of token ids
-        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation. Where
-                   temperature, top_k and top_p are all left out, the model's own are taken
+        settings : max_new_tokens, temperature, top_k, top_p, seed, stop, drafter; see Generation.
+                   Where temperature, top_k and top_p are all left out, the model's own are taken
         raises   : ValueError for settings that mean nothing, a prompt that does not fit, or text
                    where there is no tokenizer
         """

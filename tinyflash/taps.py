@@ -49,6 +49,14 @@ FLASH_TAPS = {
     "ffn.reads": ("c 2", "sizes of the reads in bytes, and how many had each"),
 }
 
+# What speculation shows for each step, of a tree of n tokens.
+DRAFT_TAPS = {
+    "draft.tokens": ("n", "the tree's tokens, the model's own last one first"),
+    "draft.parents": ("n", "which of them each follows; -1 for the first"),
+    "draft.log_probs": ("n", "by the drafter, after their parents; only if it has any"),
+    "draft.accepted": ("a", "places of those that stay: a path from the first on"),
+}
+
 # Ours -> TransformerLens's, for one layer ("blocks.{i}." stands in front) and for the model.
 TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",

@@ -31,12 +31,15 @@ def no_tap(name, tensor):
     """The tap that looks at nothing."""
 
 
-def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None):
+def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tree=None):
     """Logits after each token: row t is the model's prediction for what follows token t.
 
     ids           : int (..., T), each in 0 … V-1
     cache         : KVCache of the tokens before these, or None when these are the first
     feed_forwards : one function (T, D) -> (T, D) a layer, or None for the dense ones
+    tree          : None where each token follows the one before it. Or what the ids are the T
+                    tokens of: `tree.depths` int (T,), how many of them stand before each, and
+                    `tree.ancestors` bool (T, T), which of them each may look at
     returns       : (..., T, V); of an encoder, the prediction for token t itself
     raises        : ValueError for an encoder with a cache
     """
@@ -47,22 +50,22 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None):
         )
     T = ids.shape[-1]
     start = 0 if cache is None else cache.length
-    x = embed(weights, config, ids, start)
+    x = embed(weights, config, ids, start, tree)
     tap("embed", x)
     for i in range(config.layers):
         feed_forward = feed_forwards[i] if feed_forwards else None
-        x = block(weights, config, i, x, cache, tap, feed_forward)
+        x = block(weights, config, i, x, cache, tap, feed_forward, tree)
     if cache is not None:
         cache.advance(T)
     return unembed(weights, config, x, tap)
 
 
-def embed(weights, config, ids, start):
+def embed(weights, config, ids, start, tree=None):
     """Token embeddings plus, in families that learn them, position embeddings.
 
     Gemma scales the tokens' by config.embed_scale; encoders normalize the sum.
 
-    ids : int (..., T);  start : position of the first of them
+    ids : int (..., T);  start : position of the first of them;  tree : see `forward`
     returns: (..., T, D)
     """
     T = ids.shape[-1]
@@ -72,14 +75,19 @@ def embed(weights, config, ids, start):
     if config.embed_width != config.width:
         x = linear(x, weights["embed.project.weight"])  # (..., T, D)
     if config.positions == "learned":
-        first = start + config.position_offset
-        x = x + rows(weights["positions.weight"], np.arange(first, first + T, dtype=np.int64))
+        positions = config.position_offset + positions_of(T, start, tree)
+        x = x + rows(weights["positions.weight"], positions)
     if config.embed_norm:
         x = norm(weights.get, config, "embed.norm", x, no_tap)
     return x
 
 
-def block(weights, config, i, x, cache, tap, feed_forward=None):
+def positions_of(T, start, tree=None):
+    """How many tokens stand before each of T tokens, of which the first is number `start`."""
+    return start + (np.arange(T, dtype=np.int64) if tree is None else tree.depths)
+
+
+def block(weights, config, i, x, cache, tap, feed_forward=None, tree=None):
     """Layer i: attention and feed-forward, each added to what came in.
 
     Norms stand before each part (x + f(norm(x))) or, where config.norm_after, after the sum
@@ -97,25 +105,26 @@ def block(weights, config, i, x, cache, tap, feed_forward=None):
 
     tap("resid_pre", x)
     if config.norm_after:
-        x = x + attention(layer, config, i, x, cache, tap)
+        x = x + attention(layer, config, i, x, cache, tap, tree)
         tap("resid_mid", x)
         x = norm(layer, config, "attn.norm", x, tap)
         x = norm(layer, config, "ffn.norm", x + feed_forward(x), tap)
     elif config.parallel:
         normed = norm(layer, config, "attn.norm", x, tap)
-        attended = attention(layer, config, i, normed, cache, tap)
+        attended = attention(layer, config, i, normed, cache, tap, tree)
         if not config.shared_norm:
             normed = norm(layer, config, "ffn.norm", x, tap)
         x = x + attended + feed_forward(normed)
     else:
-        x = x + attention(layer, config, i, norm(layer, config, "attn.norm", x, tap), cache, tap)
+        normed = norm(layer, config, "attn.norm", x, tap)
+        x = x + attention(layer, config, i, normed, cache, tap, tree)
         tap("resid_mid", x)
         x = x + feed_forward(norm(layer, config, "ffn.norm", x, tap))
     tap("resid_post", x)
     return x
 
 
-def attention(layer, config, i, x, cache, tap):
+def attention(layer, config, i, x, cache, tap, tree=None):
     """Every token looks at itself and at those before it, through H heads.
 
     pattern = softmax(q kᵀ / √K), z = pattern v      (Attention is all you need, §3.2.1)
@@ -124,7 +133,7 @@ def attention(layer, config, i, x, cache, tap):
     arXiv 2305.13245, §2.2): their queries are stacked under one another, so that no key is ever
     copied.
 
-    x : (..., T, D);  returns: (..., T, D)
+    x : (..., T, D);  tree : see `forward`;  returns: (..., T, D)
     """
     *batch, T, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_width
@@ -140,7 +149,7 @@ def attention(layer, config, i, x, cache, tap):
         q = norm(layer, config, "attn.norm_q", q, tap)
         k = norm(layer, config, "attn.norm_k", k, tap)
     if config.positions == "rotary":
-        positions = np.arange(start, start + T, dtype=np.int64)
+        positions = positions_of(T, start, tree)
         frequencies = rotary_frequencies(config.rope, config.turned)
         q, k = rotary(q, positions, frequencies), rotary(k, positions, frequencies)
         tap("attn.rot_q", q)
@@ -154,11 +163,15 @@ def attention(layer, config, i, x, cache, tap):
 
     scores = (q @ k.swapaxes(-2, -1)).reshape(*batch, H, T, S) * (1 / math.sqrt(K))
     if config.positions == "alibi":
-        scores = scores + alibi(H, S).astype(scores.dtype) * (1 / math.sqrt(K))
+        bias = alibi(H, S)  # (H, 1, S), of key positions 0 … S-1
+        if tree is not None:
+            bias = bias[..., key_positions(tree, start)]
+        scores = scores + bias.astype(scores.dtype) * (1 / math.sqrt(K))
     tap("attn.scores", scores)
     window = config.window_of(i)
     if config.causal and (T > 1 or window):
-        scores = np.where(visible(start, T, S, window), scores, -math.inf)
+        seen = visible(start, T, S, window) if tree is None else in_sight(tree, start, window)
+        scores = np.where(seen, scores, -math.inf)
     pattern = softmax(scores)
     tap("attn.pattern", pattern)
 
@@ -178,6 +191,25 @@ def visible(start, T, S, window=None):
     t = np.arange(start, start + T, dtype=np.int64)[:, None]
     s = np.arange(S, dtype=np.int64)
     return (s <= t) if window is None else (s <= t) & (s > t - window)
+
+
+def in_sight(tree, start, window=None):
+    """`visible` for the tokens of a tree: each sees the start tokens before it and its ancestors.
+
+    A window is counted in positions, not in places in the cache.    (Tree attention, SpecInfer,
+    arXiv 2305.09781, §4)
+
+    returns: bool (T, start + T)
+    """
+    T = len(tree.depths)
+    seen = np.concatenate([np.ones((T, start), dtype=np.bool_), tree.ancestors], axis=1)
+    t = positions_of(T, start, tree)[:, None]
+    return seen if window is None else seen & (key_positions(tree, start) > t - window)
+
+
+def key_positions(tree, start):
+    """The position of every key, where a tree follows `start` tokens: int (start + T,)."""
+    return np.concatenate([np.arange(start, dtype=np.int64), start + tree.depths])
 
 
 def dense_feed_forward(layer, config, x, tap):

@@ -197,8 +197,7 @@ class FlashFeedForward:
             self.window.use(active)
         T, k, rows = len(x), self.window.k, len(self.cache.matrix)
         fitting = self.window.longest_that_fits(rows, max(T, k))  # tokens
-        # Together several tokens use more neurons than each does. What a token was not predicted to
-        # use it does not get, or its result would hang on its neighbors.
+        # A token gets what it was predicted to use, and nothing that its neighbors use.
         used = active if T > 1 and not self.activity.knows else None
         y = np.zeros_like(x)
         for neurons, kept in self._portions(T, fitting):
@@ -240,8 +239,9 @@ class FlashFeedForward:
         """What the T newest tokens used, in portions that fit the rows.
 
         If one does, what the window holds of the tokens before them stays beside it. If not: first
-        what is there already, then the rest in slices, the most recently used last and in a full
-        slice, because that one stays.
+        what is there already, then the rest in slices; the most recently used come last and in a
+        full slice, because that one stays, the others as they lie on flash, where neighbors are
+        read together.
 
         yields: int (n,), n ≤ rows; bool (F,), the neurons that need not go for them
         """
@@ -253,8 +253,9 @@ class FlashFeedForward:
         here = self.cache.find(used) >= 0
         missing = used[~here]
         missing = missing[np.argsort(-self.window.age[missing], kind="stable")]
-        slices = np.split(missing, range(len(missing) % rows, len(missing), rows))
-        for neurons in (used[here], *slices):
+        passing, last = np.sort(missing[:-rows]), missing[-rows:]
+        slices = np.split(passing, range(len(passing) % rows, len(passing), rows))
+        for neurons in (used[here], *slices, last):
             kept = np.zeros(self.config.ffn_width, dtype=bool)
             kept[neurons] = True
             yield neurons, kept
@@ -269,11 +270,10 @@ class FlashFeedForward:
     def _sum_held(self, x, rows, neurons, known, used, spent):
         """What `neurons` add, which are in some rows of the cache, with the bias that lies there.
 
-        used: bool (T, F), which neurons each token uses; None where others add nothing anyway
-
-        Rows that follow one another, as they do where they were just read, are not gathered.
+        used: bool (T, F), or None where neurons that a token does not use add nothing anyway
         """
         matrix, bias = self.cache.matrix, self.cache.bias[rows]
+        # Rows that follow one another, as where they were just read, need not be gathered.
         if len(rows) and np.array_equal(
             rows, np.arange(rows[0], rows[0] + len(rows), dtype=np.int64)
         ):

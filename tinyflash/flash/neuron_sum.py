@@ -46,10 +46,15 @@ def sum_of_neurons(
 
     def work(starts):
         y, fired = np.zeros((T, D), dtype=x.dtype), 0
-        buffer = np.empty((min(height, n), matrix.shape[1]), dtype=np.float32)
+        shape = min(height, n), matrix.shape[1]
+        buffer = matrices.scratch("tile", shape, np.float32)
+        gathered = matrices.scratch("rows", shape, matrix.dtype)
         for start in starts:
             some = slice(start, start + height)
-            tile = decoded(matrix[some if rows is None else rows[some]], format, decode, buffer)
+            taken = matrix[some] if rows is None else gathered[: len(rows[some])]
+            if rows is not None:
+                np.take(matrix, rows[some], axis=0, out=taken, mode="clip")
+            tile = decoded(taken, format, decode, buffer)
             tile = tile.astype(x.dtype, copy=False).reshape(-1, len(parts), D)
             part = {name: tile[:, i] for i, name in enumerate(parts)}  # each (h, D)
 

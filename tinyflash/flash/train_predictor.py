@@ -159,7 +159,8 @@ def record_layer(layer, config, i, stream):
     starts = np.cumsum([0] + [len(x) for x in stream])
     inputs = np.empty((starts[-1], D), dtype=np.float16)
     bits = np.empty((starts[-1], -(-F // 8)), dtype=np.uint8)
-    activate = activation(config.activation, layer.get(f"layers.{config.weight_layer(i)}.ffn.threshold"))
+    threshold = layer.get(f"layers.{config.weight_layer(i)}.ffn.threshold")
+    activate = activation(config.activation, threshold)
     telling = "ffn.gate" if config.gated else "ffn.pre"
 
     def run(n):

@@ -17,7 +17,7 @@ NEVER = -(1 << 62)  # older than any window is long
 class Window:
     """For each neuron of one layer the token that used it last; all else follows from its age.
 
-    k         : window length in tokens, k ≥ 1
+    k         : window length in tokens, k ≥ 1; as long as n tokens are undecided, n more
     tokens    : tokens seen so far
     last_used : int (F,), number of the token that used it last, or NEVER
     """
@@ -32,6 +32,8 @@ class Window:
         self.k = k
         self.tokens = 0
         self.last_used = np.full(F, NEVER, dtype=np.int64)
+        self._before = None  # while tokens are undecided: k, tokens and last_used without them
+        self._undecided = []  # and what they use, bool (T, F)
 
     def use(self, active):
         """Let T more tokens pass.
@@ -43,6 +45,36 @@ class Window:
         last = T - 1 - active[::-1].argmax(axis=0)  # where `used`, the last row that is True
         self.last_used[used] = self.tokens + last[used]
         self.tokens += T
+        if self._before is not None:
+            self._undecided.append(active)
+
+    def suppose(self, tokens):
+        """The next so many tokens may not stay: nothing goes for their sake until `keep`.
+
+        0 tokens ends it: whatever was undecided stays.
+        """
+        if self._before is not None:
+            self.k = self._before[0]
+        self._before, self._undecided = None, []
+        if tokens:
+            self._before = self.k, self.tokens, self.last_used.copy()
+            self.k += tokens
+
+    def keep(self, path):
+        """Of the undecided tokens only some are so: the window ends at the last of them.
+
+        If α of λ + 1 verified tokens are accepted, it holds those of the last k tokens that end
+        there, not at the last that was computed.    (LLM in a flash, on speculative decoding)
+
+        path : increasing ints, numbers among the undecided tokens
+        """
+        if self._before is None:
+            return
+        undecided = self._undecided
+        self.k, self.tokens, self.last_used = self._before
+        self._before, self._undecided = None, []
+        if undecided:
+            self.use(np.concatenate(undecided)[path])
 
     @property
     def age(self):

@@ -1,0 +1,37 @@
+"""What speculation did for one text: steps, and how many of the drafted tokens were accepted."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class StepCounts:
+    """
+    passes        : forward passes of the model, those over the prompt included
+    steps         : passes that verified a proposal, be it an empty one
+    drafted       : tokens proposed
+    accepted      : of these, tokens that the model agreed with
+    draft_seconds : spent on proposing
+    """
+
+    passes: int = 0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_seconds: float = 0.0
+
+    @property
+    def tokens(self):
+        """Tokens that the steps yielded: each the accepted ones and one of the model's own."""
+        return self.accepted + self.steps
+
+    @property
+    def tokens_per_step(self):
+        """1 for plain decoding; None where there was no step."""
+        return self.tokens / self.steps if self.steps else None
+
+    def describe(self):
+        """One line for people, where there was a step."""
+        return (
+            f"{self.accepted} of {self.drafted} drafted tokens accepted in {self.steps} steps: "
+            f"{self.tokens_per_step:.2f} tokens a step"
+        )
