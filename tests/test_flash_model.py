@@ -410,3 +410,15 @@ def test_reading_part_by_part_takes_twice_as_many_reads(tmp_path):
     assert costs["window"].bytes_read == costs["all"].bytes_read
     assert costs["window"].chunk_sizes == {4096: 2 * costs["all"].loaded}
     assert sum(costs["all"].chunk_sizes.values()) < costs["window"].reads
+
+
+def test_layers_that_share_weights_share_their_biases_too(tmp_path):
+    config = dict(CONFIGS["mobilellm"], layer_sharing=True, mlp_bias=True)
+    write_model(tmp_path / "model", config)
+    dense = tinyflash.load(tmp_path / "model", dtype="float64")
+    assert dense.config.layers == 2 * dense.config.weight_layers > 2
+    expected = dense.logits(PROMPT)
+    store = open_store(convert(tmp_path / "model", tmp_path / "model.flash"))
+    for mode in ("hybrid", "all"):
+        flash = tinyflash.load(store.path, memory="150%", mode=mode, dtype="float64")
+        assert np.abs(flash.logits(PROMPT) - expected).max() <= 1e-12 * np.abs(expected).max()

@@ -106,7 +106,8 @@ def budget_for(store, memory, resident, mode, *, tokens=0, kv_number=HALF_BYTES,
         )
     rows, k = [min(free // (sharing * row), F)] * L, None
     if mode == "predictor":  # one cache for all layers, as large as one token needs
-        rows, k = [min(rows[0], max(layer["window"]["most"][0] for layer in predicted))] * L, 0
+        most = max(layer["window"]["most"][0] for layer in predicted)
+        rows, k = [min(rows[0], max(1, most))] * L, 0
     elif activity == "predicted":
         rows, k = rows_by_layer(free // row, F, [layer["window"] for layer in predicted])
     return Budget(

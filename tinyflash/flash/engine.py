@@ -51,9 +51,8 @@ class FlashEngine:
 
     def _feed_forward(self, i):
         """The feed-forward of layer i, within its share of the budget."""
-        biases = [
-            self.weights.get(f"layers.{i}.ffn.{part}.bias") for part in ("up", "gate", "down")
-        ]
+        prefix = f"layers.{self.store.config.weight_layer(i)}.ffn"
+        biases = [self.weights.get(f"{prefix}.{part}.bias") for part in ("up", "gate", "down")]
         predicted = self.budget.activity == "predicted"
         shared = self.layers[0].cache if self.mode == "predictor" and self.layers else None
         return FlashFeedForward(
