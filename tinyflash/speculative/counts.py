@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass
 class StepCounts:
-    """
+    """What the steps of one text came to; it grows while the text is made.
+
     passes        : forward passes of the model, those over the prompt included
     steps         : passes that verified a proposal, be it an empty one
     drafted       : tokens proposed
