@@ -126,7 +126,7 @@ class Bigrams:
     def encode(self, text):
         return list(text.encode())
 
-    def new_cache(self):
+    def new_cache(self, tokens):
         return SimpleNamespace()
 
     def logits(self, ids, cache):

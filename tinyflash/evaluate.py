@@ -56,7 +56,7 @@ def token_log_probabilities(model, ids, first=1):
     ids : list of int;  first : first token to be judged, ≥ 1
     returns: float64 (len(ids) - first,)
     """
-    cache = model.new_cache()
+    cache = model.new_cache(len(ids))
     parts = []
     for start in range(0, len(ids) - 1, PREFILL):
         chunk = ids[start : min(start + PREFILL, len(ids) - 1)]

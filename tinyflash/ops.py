@@ -151,7 +151,7 @@ def erfc(z):
 def fatrelu(a, threshold):
     """a where |a| ≥ threshold, else 0: an activation forced to rest more often.
 
-    After a ReLU this is FATReLU(x) = x if x ≥ T else 0 (LLM in a flash, §5, for Llama 2). After
+    After a ReLU this is FATReLU(x) = x if x ≥ T else 0 (LLM in a flash, for Llama 2). After
     another activation the trained curve stays as it is beyond the threshold, on both sides: in
     models that were not trained again, small negative activations matter.
 

@@ -48,7 +48,7 @@ def recorded_activity(model, ids, progress=None):
 
     ReLU: those whose activation is not zero. Other activations: those that reach a threshold T of
     their layer, act(gate) ≥ T, where T lets DENSITY of the first half's through, as FATReLU does
-    for Llama 2 (LLM in a flash, Appendix). The model itself runs without thresholds.
+    for Llama 2 (LLM in a flash). The model itself runs without thresholds.
 
     returns: list of bool (T, F)
     raises : ValueError if the model is a flash directory, which shows no activations

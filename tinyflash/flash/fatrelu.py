@@ -2,7 +2,7 @@
 
     a  ->  a if |a| ≥ T, else 0            (`ops.fatrelu`)
 
-After a ReLU that is x if x ≥ T, else 0, as in LLM in a flash, §5. After SiLU or GELU the magnitude
+After a ReLU that is x if x ≥ T, else 0, as in LLM in a flash. After SiLU or GELU the magnitude
 counts: most of what they let through is below zero, and a model that was trained with it is lost
 without it (`bench/fatrelu.py` measures the perplexity).
 

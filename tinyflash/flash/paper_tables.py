@@ -97,7 +97,6 @@ DISAGREEMENTS = (
 )
 
 WINDOW_BYTES = 0.024 * FFN_SHARE * MODEL_BYTES  # what a token loads, not rounded: 0.208 GB
-DENSE = TokenWork(reads_of(MODEL_BYTES), 0.0, MODEL_BYTES, WEIGHTS, threads=32)
 
 
 def work_of(mode):

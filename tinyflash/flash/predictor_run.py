@@ -9,14 +9,13 @@ They lie in a directory beside the flash directory, `.training` behind its name.
 """
 
 import json
-import os
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tinyflash.flash.predictor import Predictor
 from tinyflash.matrices import HalfMatrix
+from tinyflash.training.run_files import write_json, write_whole
 
 RUN, STREAM = "run.json", "stream.safetensors"
 
@@ -33,9 +32,7 @@ def begin_or_resume(directory, description, sequences):
     description = json.loads(json.dumps(description))
     if not (directory / RUN).exists():
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / f"{RUN}.part"
-        unfinished.write_text(json.dumps(description) + "\n")
-        os.replace(unfinished, directory / RUN)
+        write_json(directory / RUN, description)
         return [], [], None
     try:
         saved = json.loads((directory / RUN).read_text())
@@ -81,19 +78,8 @@ def save_layer(directory, predictors, measured, stream):
         "bias": predictor.bias,
     }
     about = {"measured": json.dumps([predictor.threshold, measured[-1]])}
-    save(directory / layer_file(i), arrays, about)
-    save(directory / STREAM, {"stream": np.concatenate(stream)}, {"layers": str(i + 1)})
-
-
-def save(path, arrays, metadata):
-    """Write a safetensors file whole or not at all, and have it reach the disk."""
-    # save_file takes the bytes as they lie, whatever the array's strides say.
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    unfinished = path.with_name(f"{path.name}.part")
-    save_file(arrays, unfinished, metadata)
-    with open(unfinished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    write_whole(directory / layer_file(i), arrays, about)
+    write_whole(directory / STREAM, {"stream": np.concatenate(stream)}, {"layers": str(i + 1)})
 
 
 def forget(directory):

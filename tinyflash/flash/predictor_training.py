@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyflash.flash.predictor import Predictor, sigmoid
-from tinyflash.matrices import HalfMatrix, blas
+from tinyflash.matrices import WORKERS, HalfMatrix, blas
 from tinyflash.training.optimizers import adamw_init, adamw_step, cosine_schedule
 
 SAMPLE = 1024  # tokens on which the first guess is compared with the truth
 OVERSAMPLED = 16  # directions more than wanted, so that the wanted ones come out well
 ITERATIONS = 2  # of the subspace; training mends what they leave
 PROBIT = 1.702  # sigmoid(1.702 z) is Φ(z), to within 0.01
-WORKERS = 2
 
 
 @dataclass(frozen=True)

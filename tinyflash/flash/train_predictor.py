@@ -28,7 +28,6 @@ from tinyflash.flash.predictor_report import measure
 from tinyflash.flash.predictor_run import begin_or_resume, forget, save_layer
 from tinyflash.flash.predictor_texts import read_texts, split_sequences
 from tinyflash.flash.predictor_training import (
-    WORKERS,
     Recipe,
     Recorded,
     choose_threshold,
@@ -38,7 +37,7 @@ from tinyflash.flash.reader import FlashReader
 from tinyflash.flash.store import open_store, resident_weights
 from tinyflash.flash.stored import store_of
 from tinyflash.flash.verified import verify_once
-from tinyflash.matrices import blas
+from tinyflash.matrices import WORKERS, blas
 from tinyflash.ops import activation
 from tinyflash.sources import find_model
 from tinyflash.tokenizer import tokenizer_of

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tinyflash.matrices import blas
+from tinyflash.matrices import WORKERS, blas
 from tinyflash.transformer import forward
 
 LENGTH = 128  # tokens of text that a window gives examples of
 MOST_WINDOWS = 128  # computed together
 MOST_LOGITS = 1 << 25  # of those, in one array
-WORKERS = 2
 HIDDEN, TOKENS = "hidden.float16", "tokens.int32"
 
 

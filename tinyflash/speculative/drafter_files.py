@@ -4,16 +4,14 @@ Checkpoints are directories with a config.json and weights as in Hugging Face's 
 port of that code uses the same names, and may add `emb_norm.weight`, which nothing reads.
 """
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from tinyflash.checkpoint import open_checkpoint
 from tinyflash.config import is_count
+from tinyflash.training.run_files import write_json, write_whole
 from tinyflash.weights import bind, shape_text
 
 MODEL_TYPE = "recurrent_drafting_drafter"
@@ -145,9 +143,5 @@ def save_drafter(directory, drafter, dtype="float32"):
         "dtype": dtype,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / "model.safetensors.part"
-    save_file(tensors, unfinished, {"format": "pt"})
-    os.replace(unfinished, directory / "model.safetensors")
-    unfinished = directory / "config.json.part"
-    unfinished.write_text(json.dumps(keys, indent=2) + "\n")
-    os.replace(unfinished, directory / "config.json")
+    write_whole(directory / "model.safetensors", tensors, {"format": "pt"})
+    write_json(directory / "config.json", keys)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tinyflash.matrices import blas
+from tinyflash.matrices import WORKERS, blas
 from tinyflash.ops import log_softmax
 from tinyflash.speculative.drafter_files import weight_shapes
 from tinyflash.speculative.redrafter import next_logits, next_state
@@ -27,7 +27,6 @@ from tinyflash.training.optimizers import (
 from tinyflash.training.run_files import load_state, save_state
 from tinyflash.training.tape import mean_value_and_grad
 
-WORKERS = 2
 PART = 128  # examples that a worker computes together: N times as many logits stay in the cache
 BEST = 5  # accuracy is counted among so many first choices
 

@@ -8,7 +8,6 @@ behind its name, from which the same command goes on, bit for bit, where it was 
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from tinyflash.speculative.drafter_training import (
 )
 from tinyflash.speculative.redrafter import embedder
 from tinyflash.tokenizer import tokenizer_of
-from tinyflash.training.run_files import STATE
+from tinyflash.training.run_files import STATE, write_json
 from tinyflash.training.vocabulary import encode_documents
 from tinyflash.weights import load_weights
 
@@ -212,13 +211,6 @@ def check_run(directory, description):
             f"{directory} holds an unfinished training whose {', '.join(differ)} differ; resume it "
             "with its own settings, or delete it."
         )
-
-
-def write_json(path, value):
-    """Write a JSON file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def forget(directory):

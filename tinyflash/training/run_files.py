@@ -23,11 +23,26 @@ def save_state(directory, weights, optimizer, run):
     arrays = {f"weights/{name}": array for name, array in weights.items()}
     for moment in MOMENTS:
         arrays |= {f"{moment}/{name}": array for name, array in optimizer[moment].items()}
-    unfinished = directory / f"{STATE}.part"
-    save_file(arrays, unfinished, {"run": json.dumps(run)})
+    write_whole(directory / STATE, arrays, {"run": json.dumps(run)})
+
+
+def write_whole(path, arrays, metadata):
+    """Write a safetensors file whole or not at all, and have it reach the disk.
+
+    arrays : dict name -> array;  metadata : dict of str
+    """
+    unfinished = path.with_name(f"{path.name}.part")
+    save_file(arrays, unfinished, metadata)
     with open(unfinished, "rb+") as file:
         os.fsync(file.fileno())
-    os.replace(unfinished, directory / STATE)
+    os.replace(unfinished, path)
+
+
+def write_json(path, value):
+    """Write a JSON file whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def load_state(directory):
