@@ -30,6 +30,7 @@ from tinyflash.speculative.ngram import PromptLookup
 from tinyflash.speculative.redrafter import ReDrafter, embedder
 from tinyflash.speculative.replay import Replay, expected_tokens
 from tinyflash.speculative.tree import Tree, chain, pack
+from tinyflash.taps import DRAFT_TAPS
 
 GOLDEN = Path(__file__).parent / "golden" / "redrafter"
 PROMPT = [2, 50, 60, 70, 50, 60]
@@ -470,7 +471,10 @@ def test_steps_are_counted_and_shown(models):
         assert counts.accepted == alpha * counts.drafted
     assert [len(tokens) for tokens in seen["draft.tokens"][:4]] == [5] * 4
     assert seen["draft.accepted"][0].tolist() == [0, 1, 2, 3, 4]
-    assert "draft.log_probs" not in seen and len(seen["logits"]) == 4 + 20 + 2
+    assert {name for name in seen if name.startswith("draft.")} == {*DRAFT_TAPS} - {
+        "draft.log_probs"  # a replay has none
+    }
+    assert len(seen["logits"]) == 4 + 20 + 2
     plain = finished(model, max_new_tokens=5)
     assert plain.counts.drafted == 0 and plain.counts.tokens_per_step == 1
     assert finished(model, max_new_tokens=1).counts.tokens_per_step is None
