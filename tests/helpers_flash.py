@@ -4,14 +4,13 @@ weights = random_layer(rng, F=12, D=5, gated=False)
 store, reader = on_flash(weights, "relu", "row-column", "float32")
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 
 from tinyflash.config import ModelConfig
 from tinyflash.flash.feed_forward import FlashFeedForward
+from tinyflash.flash.reader import ReadCounters
 from tinyflash.transformer import dense_feed_forward
 
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
@@ -55,37 +54,21 @@ def stored(array, dtype):
     return array.astype(NUMPY_DTYPES[dtype])
 
 
-@dataclass
-class Counters:
-    """What a FlashReader counts."""
-
-    bytes_wanted: int = 0
-    bytes_read: int = 0
-    reads: int = 0
-    chunk_sizes: dict = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    def take(self):
-        """These, and back to zero."""
-        taken = Counters(**vars(self))
-        self.__init__()
-        return taken
-
-
 class MemoryReader:
     """A FlashReader of bytes in memory: every piece asked for is one read."""
 
     def __init__(self, flash):
         self.flash = flash
-        self.counters = Counters()
         self.fail_after = None  # so many more reads succeed
 
     def read_extents(self, begins, ends, places, out):
         assert out.dtype == np.uint8 and out.flags.c_contiguous
         assert len(set(begins.tolist())) == len(begins)
-        flat = out.reshape(-1)
+        flat, counted = out.reshape(-1), ReadCounters()
         for begin, end, place in zip(begins, ends, places, strict=True):
-            self.read_block(begin, end - begin, flat[place : place + end - begin])
+            piece = flat[place : place + end - begin]
+            counted = counted + self.read_block(begin, int(end - begin), piece)
+        return counted
 
     def read_block(self, offset, nbytes, out):
         if self.fail_after is not None:
@@ -94,10 +77,7 @@ class MemoryReader:
                 raise OSError("the flash is gone")
         assert out.nbytes == nbytes and offset + nbytes <= len(self.flash)
         out.reshape(-1)[:] = self.flash[offset : offset + nbytes]
-        self.counters.bytes_wanted += nbytes
-        self.counters.bytes_read += nbytes
-        self.counters.reads += nbytes > 0
-        self.counters.chunk_sizes[nbytes] += 1
+        return ReadCounters.of(nbytes, [nbytes] if nbytes else [], 0.0)
 
 
 def on_flash(weights, activation="relu", bundling="row-column", dtype="float32"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tinyflash.flash import direct_io, reader
 from tinyflash.flash.direct_io import BLOCK, aligned_empty
+from tinyflash.flash.read_queue import open_queue
 from tinyflash.flash.reader import FlashReader, ReadCounters
 
 FILE_BYTES = 40 * BLOCK + 1234  # its end is in the middle of a block
@@ -39,14 +40,15 @@ def path(tmp_path, data):
     return tmp_path / "ffn"
 
 
-@pytest.fixture(scope="module", params=["direct", "plain"])
+@pytest.fixture(scope="module", params=["queued", "direct", "plain"])
 def opened(request, tmp_path_factory, data):
-    """A reader of the file, by direct reads and by plain ones."""
+    """A reader of the file: by Linux's queue where there is one, by direct reads, by plain ones."""
     path = tmp_path_factory.mktemp("reader") / "ffn"
     data.tofile(path)
     refusal = refuse_direct if request.param == "plain" else REAL_OPEN
+    queue = open_queue() if request.param == "queued" else None
     with mock.patch.object(os, "open", refusal):
-        opened = FlashReader(path, threads=3)
+        opened = FlashReader(path, threads=3, queue=queue)
     with opened:
         yield opened
 

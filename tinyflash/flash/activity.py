@@ -133,7 +133,7 @@ class ReadProjection(Projection):
         for first, last in ranges(0, self.rows.F, len(self.kept)):
             tile = self.kept[: last - first]
             with spent.timing("io_ms"):
-                self.rows.read_range(first, last, tile)
+                spent.count(self.rows.read_range(first, last, tile))
             with spent.timing("compute_ms"):
                 pre[:, first:last] = linear(x, multipliable(tile, self.rows.name))
         with spent.timing("compute_ms"):

@@ -25,6 +25,7 @@ class TokenCounters:
     wanted      : neurons that the tokens used, or were predicted to (their union, layer by layer)
     fired       : (token, neuron) pairs computed whose activation was not zero
     loaded      : neurons read from flash
+    ahead       : of these, read before their layer was called;  ahead_used: and wanted then
     evicted     : neurons that gave their rows away
     held        : neurons in DRAM afterwards
     window      : tokens whose neurons these are, summed over the calls
@@ -43,6 +44,8 @@ class TokenCounters:
     wanted: int = 0
     fired: int = 0
     loaded: int = 0
+    ahead: int = 0
+    ahead_used: int = 0
     evicted: int = 0
     held: int = 0
     window: int = 0
@@ -52,6 +55,18 @@ class TokenCounters:
         """Costs of both: the layers of one token, say, or the tokens of a text."""
         names = [field.name for field in fields(self)]
         return TokenCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def add(self, other):
+        """Take the costs of another upon oneself."""
+        vars(self).update(vars(self + other))
+
+    def count(self, read):
+        """Add what a reader read: its ReadCounters."""
+        self.bytes_wanted += read.bytes_wanted
+        self.bytes_read += read.bytes_read
+        self.reads += read.reads
+        self.chunk_sizes = self.chunk_sizes + read.chunk_sizes
+        self.reading_ms += 1000 * read.seconds
 
     @contextmanager
     def timing(self, what):

@@ -63,6 +63,12 @@ def open_direct(path):
     return descriptor
 
 
+def is_direct(descriptor):
+    """Whether a descriptor reads past the page cache because Linux was told so (O_DIRECT)."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    return bool(flags & getattr(os, "O_DIRECT", 0))
+
+
 def _open_if_direct(path, flags):
     """A descriptor, or None where direct reads are refused: at opening, or only at reading."""
     descriptor = None

@@ -10,6 +10,7 @@ from tinyflash.flash.fatrelu import thresholds_of
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, FlashFeedForward
 from tinyflash.flash.paper_tables import DRAM_SHARES
 from tinyflash.flash.predictor import read_predictors
+from tinyflash.flash.read_queue import open_queue
 from tinyflash.flash.reader import FlashReader
 from tinyflash.flash.store import FFN, Store, resident_weights
 from tinyflash.flash.verified import verify_once
@@ -47,6 +48,8 @@ class FlashEngine:
         """One FlashFeedForward a layer, for `transformer.forward`; allocated when first asked."""
         for i in range(len(self.layers), self.store.config.layers):
             self.layers.append(self._feed_forward(i))
+            if i > 0 and self.mode == "all":
+                self.layers[i - 1].next = self.layers[i]
         return self.layers
 
     def _feed_forward(self, i):
@@ -234,7 +237,7 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
     whole = bytes_of(weights) + neurons * store.row_bytes
     engine = FlashEngine(
         store,
-        FlashReader(store.ffn_path),
+        FlashReader(store.ffn_path, queue=open_queue()),
         None,
         mode,
         k,

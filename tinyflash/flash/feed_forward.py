@@ -7,16 +7,12 @@ Five ways of doing with fewer rows of DRAM than there are neurons, from the plai
     predictor  only active neurons are read, for every call anew, their parts one by one
     window     and those that the last k tokens used are still there
     all        and a neuron's parts come in one read (row-column bundling), while what is there
-               already is being multiplied
+               already is being multiplied; likely ones even before the layer is reached
 
 Who is active is told by a trained predictor, or exactly (activity.py). No active neuron is ever
 left out. When the rows do not hold what the last k tokens used, the window shrinks; when they do
 not hold what one call uses, it is computed in slices.
 """
-
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 
@@ -25,7 +21,8 @@ from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.neuron_cache import NeuronCache
 from tinyflash.flash.neuron_rows import NeuronRows, ranges
 from tinyflash.flash.neuron_sum import sum_of_neurons
-from tinyflash.flash.window import Window
+from tinyflash.flash.read_ahead import ReadAhead, background
+from tinyflash.flash.window import Window, portions
 from tinyflash.transformer import no_tap
 
 SPARSE_MODES = ("predictor", "window", "all")
@@ -41,6 +38,7 @@ class FlashFeedForward:
     fetched    : NeuronRows; `fetched.parts` says what a row holds, `fetched.row_bytes` its size
     exact_note : why every neuron counts as active, one sentence; empty where some rest
     counters   : TokenCounters since `take_counters`
+    next       : the feed-forward of the next layer, for which mode "all" reads ahead; or None
     tap        : function (name, tensor), may be replaced; it is shown, under `layers.{i}.`,
                  ffn.predicted  bool (T, F), the neurons that each token uses
                  ffn.loaded     int (n,), the neurons read, in order
@@ -90,7 +88,7 @@ class FlashFeedForward:
             )
         self.config = store.config
         self.layer = layer
-        self.reader = reader
+        self.next = None
         self.biases = {"up": up_bias, "gate": gate_bias}
         self.biases = {part: bias for part, bias in self.biases.items() if bias is not None}
         self.down_bias = down_bias
@@ -100,14 +98,14 @@ class FlashFeedForward:
         self.exact_note = exact_note(store.config, threshold)
         self.counters = TokenCounters()
         if mode in SPARSE_MODES:
-            self._allocate_window(store, rows, k, activity, cache)
+            self._allocate_window(store, reader, rows, k, activity, cache)
         else:
-            self._allocate_slice(store, rows)
+            self._allocate_slice(store, reader, rows)
 
-    def _allocate_slice(self, store, rows):
+    def _allocate_slice(self, store, reader, rows):
         """Naive: one slice that the neurons pass through. Hybrid: the rest of the rows resides."""
         F = self.config.ffn_width
-        self.fetched = NeuronRows(store, self.layer, self.reader, store.parts)
+        self.fetched = NeuronRows(store, self.layer, reader, store.parts)
         slice_rows = max(1, SLICE_BYTES // self.fetched.row_bytes)
         resident = 0
         if self.mode == "naive":
@@ -123,21 +121,22 @@ class FlashFeedForward:
         if resident:
             self.fetched.read_range(0, resident, self.resident)
 
-    def _allocate_window(self, store, rows, k, activity, cache):
+    def _allocate_window(self, store, reader, rows, k, activity, cache):
         """Sparse modes: the cache, and beside it what the source of activity keeps."""
         F = self.config.ffn_width
         if isinstance(activity, str):
             activity = exact_activity(
-                store, self.layer, self.reader, self.biases, rows, activity, self.threshold
+                store, self.layer, reader, self.biases, rows, activity, self.threshold
             )
         self.activity = activity
         parts = [part for part in store.parts if part not in activity.knows]
-        self.fetched = NeuronRows(store, self.layer, self.reader, parts, apart=self.mode != "all")
+        self.fetched = NeuronRows(store, self.layer, reader, parts, apart=self.mode != "all")
         self.window = Window(F, LONGEST_WINDOW if k is None else k)
         self.up_bias = self.biases.get("up", np.zeros(F, dtype=np.float32))
         self.cache = cache or NeuronCache(
             min(rows, F), self.fetched.width, F, self.fetched.dtype, self.up_bias.dtype
         )
+        self.ahead = ReadAhead(self.fetched, self.window, self.cache)
 
     @property
     def matrices(self):
@@ -163,7 +162,6 @@ class FlashFeedForward:
         x : (T, D);  returns: (T, D), of x's dtype
         raises: OSError or ValueError if flash cannot be read; the next call may be tried
         """
-        self.reader.counters.take()  # what came before is not ours
         spent = TokenCounters(calls=1)
         moves = {"loaded": [], "evicted": []}  # arrays of neurons, in order
         if self.mode in SPARSE_MODES:
@@ -182,7 +180,7 @@ class FlashFeedForward:
         for first, last in ranges(resident, F, len(self.slice)):
             rows = self.slice[: last - first]
             with spent.timing("io_ms"):
-                self.fetched.read_range(first, last, rows)
+                spent.count(self.fetched.read_range(first, last, rows))
             y = y + self._sum(x, rows, None, slice(first, last), {}, spent)
             moves["loaded"].append(np.arange(first, last, dtype=np.int64))
         moves["evicted"] = moves["loaded"]
@@ -193,6 +191,9 @@ class FlashFeedForward:
     def _windowed(self, x, spent, moves):
         """Sparse modes: the active neurons only, and what is there already is not read."""
         active, known = self.activity.find(x, spent)
+        arrived, gone = self.ahead.end(active.any(axis=0), self.up_bias, spent)
+        moves["loaded"].append(arrived)
+        moves["evicted"].append(gone)
         with spent.timing("memory_ms"):
             self.window.use(active)
         T, k, rows = len(x), self.window.k, len(self.cache.matrix)
@@ -200,18 +201,20 @@ class FlashFeedForward:
         # A token gets what it was predicted to use, and nothing that its neighbors use.
         used = active if T > 1 and not self.activity.knows else None
         y = np.zeros_like(x)
-        for neurons, kept in self._portions(T, fitting):
+        for neurons, kept in portions(self.window, self.cache, T, fitting):
             with spent.timing("memory_ms"):
                 self._evict(kept, moves)
                 held = self.cache.find(neurons)
                 here, missing = neurons[held >= 0], neurons[held < 0]
                 room = self.cache.free[: len(missing)]
             arrived = self._begin_reading(missing, room, spent)
+            if self.next is not None and fitting >= T:
+                self.next.look_ahead(x)
             try:
                 y = y + self._sum_held(x, held[held >= 0], here, known, used, spent)
             finally:  # nobody writes into the rows once we are gone
                 with spent.timing("io_ms"):
-                    arrived()
+                    spent.count(arrived())
             with spent.timing("memory_ms"):
                 self.cache.append(missing, room, self.up_bias[missing])
                 moves["loaded"].append(missing)
@@ -223,6 +226,15 @@ class FlashFeedForward:
         spent.held, spent.window = self.cache.num_used, keeps
         return active, y
 
+    def look_ahead(self, x):
+        """Begin to read what this layer will likely want, told by what enters the layer before it.
+
+        x : (T, D), of the layer before
+        """
+        if self.mode == "all" and not self.activity.knows and self.ahead.pays:
+            likely, _ = self.activity.find(x, self.ahead.spent)
+            self.ahead.begin(likely.any(axis=0))
+
     def _begin_reading(self, missing, room, spent):
         """Have the rows of `missing` read into `room`; returns what waits until they are there.
 
@@ -232,33 +244,8 @@ class FlashFeedForward:
         if self.mode == "all" and len(missing):
             return background().submit(self.fetched.read, missing, room).result
         with spent.timing("io_ms"):
-            self.fetched.read(missing, room)
-        return lambda: None
-
-    def _portions(self, T, fitting):
-        """What the T newest tokens used, in portions that fit the rows.
-
-        If one does, what the window holds of the tokens before them stays beside it. If not: first
-        what is there already, then the rest in slices; the most recently used come last and in a
-        full slice, because that one stays, the others as they lie on flash, where neighbors are
-        read together.
-
-        yields: int (n,), n ≤ rows; bool (F,), the neurons that need not go for them
-        """
-        rows = len(self.cache.matrix)
-        used = np.flatnonzero(self.window.used_within(T))
-        if fitting >= T:
-            yield used, self.window.used_within(fitting)
-            return
-        here = self.cache.find(used) >= 0
-        missing = used[~here]
-        missing = missing[np.argsort(-self.window.age[missing], kind="stable")]
-        passing, last = np.sort(missing[:-rows]), missing[-rows:]
-        slices = np.split(passing, range(len(passing) % rows, len(passing), rows))
-        for neurons in (used[here], *slices, last):
-            kept = np.zeros(self.config.ffn_width, dtype=bool)
-            kept[neurons] = True
-            yield neurons, kept
+            counted = self.fetched.read(missing, room)
+        return lambda: counted
 
     def _evict(self, kept, moves):
         """Delete the neurons that are not among `kept`, bool (F,)."""
@@ -297,10 +284,6 @@ class FlashFeedForward:
 
     def _account(self, spent, active, moves, out):
         """Close the counters of one call, and show the taps what it did."""
-        read = self.reader.counters.take()
-        spent.bytes_wanted, spent.bytes_read = read.bytes_wanted, read.bytes_read
-        spent.reads, spent.chunk_sizes = read.reads, Counter(read.chunk_sizes)
-        spent.reading_ms = 1000 * read.seconds
         none = np.empty(0, dtype=np.int64)
         loaded = np.concatenate([none, *moves["loaded"]])
         evicted = np.concatenate([none, *moves["evicted"]])
@@ -308,13 +291,7 @@ class FlashFeedForward:
         spent.loaded, spent.evicted = len(loaded), len(evicted)
         self.counters = self.counters + spent
 
-        sizes = np.array(sorted(read.chunk_sizes.items()), dtype=np.int64).reshape(-1, 2)
+        sizes = np.array(sorted(spent.chunk_sizes.items()), dtype=np.int64).reshape(-1, 2)
         shown = {"predicted": active, "loaded": loaded, "evicted": evicted, "reads": sizes}
         for name, tensor in (shown | {"out": out}).items():
             self.tap(f"layers.{self.layer}.ffn.{name}", tensor)
-
-
-@cache
-def background():
-    """The thread that waits for flash while another multiplies."""
-    return ThreadPoolExecutor(1, thread_name_prefix="ahead")

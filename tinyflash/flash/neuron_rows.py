@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyflash.flash.bundles import regions_of
 from tinyflash.flash.direct_io import aligned_empty
+from tinyflash.flash.reader import ReadCounters
 from tinyflash.matrices import refuse_infinite
 
 
@@ -63,31 +64,34 @@ class NeuronRows:
 
         neurons : int (n,), distinct
         out     : (n, width) C-contiguous, filled in the order of `neurons`
+        returns : ReadCounters of it
         raises  : OSError or ValueError if they cannot be read, or hold Inf or NaN
         """
         begins = [base + neurons * stride for base, stride, _, _ in self.pieces]
         ends = [first + piece[2] for first, piece in zip(begins, self.pieces, strict=True)]
         rows = self.row_bytes * np.arange(len(neurons), dtype=np.int64)
         places = [rows + place for _, _, _, place in self.pieces]
-        if self.apart:  # in one call the reader would join what touches
-            for extents in zip(begins, ends, places, strict=True):
-                self.reader.read_extents(*extents, out.view(np.uint8))
-        else:
-            extents = map(np.concatenate, (begins, ends, places))
-            self.reader.read_extents(*extents, out.view(np.uint8))
+        calls = list(zip(begins, ends, places, strict=True))
+        if not self.apart:  # in one call the reader joins what touches
+            calls = [tuple(map(np.concatenate, (begins, ends, places)))]
+        counted = (self.reader.read_extents(*extents, out.view(np.uint8)) for extents in calls)
+        counted = sum(counted, ReadCounters())
         self._refuse_infinite(neurons, out)
+        return counted
 
     def read_range(self, first, last, out):
         """Fetch the rows of neurons first … last - 1, which is quicker where they lie in one block.
 
-        out : (last - first, width) C-contiguous;  raises: as read
+        out : (last - first, width) C-contiguous;  returns, raises: as read
         """
         neurons = np.arange(first, last, dtype=np.int64)
         base, stride, _, _ = self.pieces[0]
         if stride != self.row_bytes:  # other parts lie between the rows, or ours lie apart
             return self.read(neurons, out)
-        self.reader.read_block(base + first * stride, out.nbytes, out.view(np.uint8))
+        place = base + first * stride
+        counted = self.reader.read_block(place, out.nbytes, out.view(np.uint8))
         self._refuse_infinite(neurons, out)
+        return counted
 
     def _refuse_infinite(self, neurons, rows):
         """Look for Inf and NaN in 16-bit rows that are seen for the first time."""

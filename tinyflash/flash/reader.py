@@ -23,7 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash.flash.direct_io import BLOCK, HUGE_PAGE, aligned_empty, open_direct, read_fully
+from tinyflash.flash.direct_io import (
+    BLOCK,
+    HUGE_PAGE,
+    aligned_empty,
+    is_direct,
+    open_direct,
+    read_fully,
+)
 
 LARGEST_READ = 1 << 20  # bytes: longer reads are not faster, and cannot be shared out to threads
 
@@ -45,13 +52,22 @@ class ReadCounters:
     chunk_sizes: dict[int, int] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, bytes_wanted, sizes, seconds):
-        """Count one call: what it wanted, what each of its reads brought, how long it took."""
-        self.bytes_wanted += bytes_wanted
-        self.bytes_read += sum(sizes)
-        self.reads += len(sizes)
-        self.chunk_sizes.update(sizes)
-        self.seconds += seconds
+    @staticmethod
+    def of(bytes_wanted, sizes, seconds):
+        """One call: what it wanted, what each of its reads brought, how long it took."""
+        distinct, counts = np.unique(np.array(sizes, dtype=np.int64), return_counts=True)
+        chunk_sizes = Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+        return ReadCounters(bytes_wanted, sum(sizes), len(sizes), chunk_sizes, seconds)
+
+    def __add__(self, other):
+        """What two calls read."""
+        return ReadCounters(
+            self.bytes_wanted + other.bytes_wanted,
+            self.bytes_read + other.bytes_read,
+            self.reads + other.reads,
+            Counter(self.chunk_sizes) + Counter(other.chunk_sizes),
+            self.seconds + other.seconds,
+        )
 
     def take(self):
         """The counts so far; from here on they begin at zero."""
@@ -61,16 +77,19 @@ class ReadCounters:
 
 
 class FlashReader:
-    """Reads rows and blocks of one file with several threads; to be used in a `with`.
+    """Reads rows and blocks of one file, many at a time; to be used in a `with`.
 
     The file must stay as it is: one that is changed or cut while we read is refused, not
     returned. (Deleting it does no harm: what is open stays readable.)
     """
 
-    def __init__(self, path, *, threads=16):
-        """Open `path`; `threads` is how many reads may be in flight at once.
+    def __init__(self, path, *, threads=16, queue=None):
+        """Open `path`.
 
-        raises: FileNotFoundError or another OSError if it cannot be opened
+        threads : how many reads may be in flight at once, each by a thread of its own
+        queue   : a ReadQueue, which then takes the reads that need no copy, for a fifth of the
+                  processor's time (read_queue.py), and is closed with the reader; or None
+        raises  : FileNotFoundError or another OSError if it cannot be opened
         """
         if threads < 1:
             raise ValueError(f"A reader needs at least one thread, and {threads} were asked for.")
@@ -79,6 +98,10 @@ class FlashReader:
         self.counters = ReadCounters()
         self.descriptor = open_direct(path)
         self.opened_as = self._state()
+        self.queue = queue
+        if queue is not None and not is_direct(self.descriptor):  # it would wait for each read
+            queue.close()
+            self.queue = None
         self.buffers = aligned_empty((threads, 0), np.uint8)  # a row for each thread, if need be
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="flash")
         self.lock = threading.Lock()  # one call at a time: the buffers are shared between calls
@@ -93,6 +116,8 @@ class FlashReader:
         """Let go of the file and of the threads; may be called twice."""
         with self.lock:
             self.executor.shutdown()
+            if self.queue is not None:
+                self.queue.close()
             if self.descriptor is not None:
                 os.close(self.descriptor)
             self.descriptor = None
@@ -103,8 +128,9 @@ class FlashReader:
         rows  : int (n,), distinct, in any order
         out   : uint8 (n, row_bytes), C-contiguous: out[k] becomes row rows[k]. Memory from
                 `aligned_empty` spares a copy where base and row_bytes are multiples of BLOCK.
-        raises: ValueError for rows that the file does not have, OSError if it cannot be read;
-                `out` may hold anything then
+        returns: ReadCounters of this call
+        raises : ValueError for rows that the file does not have, OSError if it cannot be read;
+                 `out` may hold anything then
         """
         rows = np.asarray(rows, dtype=np.int64)
         if out.shape != (len(rows), row_bytes):
@@ -113,21 +139,22 @@ class FlashReader:
             )
         begins = base + rows * row_bytes
         places = np.arange(len(rows), dtype=np.int64) * row_bytes
-        self.read_extents(begins, begins + row_bytes, places, out)
+        return self.read_extents(begins, begins + row_bytes, places, out)
 
     def read_block(self, offset, nbytes, out):
         """Read one long run of bytes, in pieces that the threads share.
 
-        out   : uint8 of nbytes in all, C-contiguous
-        raises: as read_rows
+        out    : uint8 of nbytes in all, C-contiguous
+        returns: ReadCounters of this call
+        raises : as read_rows
         """
         if out.nbytes != nbytes:
             raise ValueError(f"{nbytes} bytes do not fit an array of {out.nbytes}.")
         if nbytes == 0:
-            return
+            return ReadCounters()
         first, end = round_down(offset) + LARGEST_READ, offset + nbytes
         edges = np.array([offset, *range(first, end, LARGEST_READ), end], dtype=np.int64)
-        self.read_extents(edges[:-1], edges[1:], edges[:-1] - offset, out)
+        return self.read_extents(edges[:-1], edges[1:], edges[:-1] - offset, out)
 
     def read_extents(self, begins, ends, places, out):
         """Read pieces of the file, any number at once, each to its own place.
@@ -135,12 +162,13 @@ class FlashReader:
         begins, ends: int (n,), bytes [begins[i], ends[i]) of the file; they may not overlap
         places      : int (n,), where in `out`, counted in bytes, each piece belongs
         out         : uint8, C-contiguous, any shape
+        returns     : ReadCounters of this call
         raises      : as read_rows
         """
         if out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError("A reader writes into C-contiguous arrays of uint8 only.")
         if len(begins) == 0:
-            return
+            return ReadCounters()
         began = time.perf_counter()
         with self.lock:
             if self.descriptor is None:
@@ -148,25 +176,47 @@ class FlashReader:
             order = np.argsort(begins)
             begins, ends, places = begins[order], ends[order], places[order]
             self._refuse_impossible(begins, ends)
-            sizes = self._read_sorted(begins, ends, places, out.reshape(-1))
+            sizes = self._read_sorted(begins, ends, out.ctypes.data + places, out.reshape(-1))
             if self._state() != self.opened_as:
                 raise OSError(f"{self.path} was changed while it was read; open it again.")
-            self.counters.add(int((ends - begins).sum()), sizes, time.perf_counter() - began)
+            wanted, seconds = int((ends - begins).sum()), time.perf_counter() - began
+            counted = ReadCounters.of(wanted, sizes, seconds)
+            self.counters = self.counters + counted
+            return counted
 
-    def _read_sorted(self, begins, ends, places, out):
-        """Share the reads out to the threads; returns the bytes that each read brought."""
+    def _read_sorted(self, begins, ends, addresses, out):
+        """Cut the pieces into reads and do them; returns the bytes that each read brought.
+
+        addresses : int (n,), where in DRAM each piece belongs, which is somewhere in `out`
+        """
         cuts = neighbors(begins, ends)
         lows, highs = cuts[:-1], cuts[1:]  # read i brings the pieces from lows[i] to highs[i] - 1
         firsts, lasts = round_down(begins[lows]), round_up(ends[highs - 1])
-        whole = (begins | ends | (out.ctypes.data + places)) % BLOCK == 0
-        straight = np.logical_and.reduceat(whole, lows)
-        self._grow_buffers(int(np.max(np.where(straight, 0, lasts - firsts))))
+        straight = np.logical_and.reduceat((begins | ends | addresses) % BLOCK == 0, lows)
+        places = addresses - out.ctypes.data
+        if self.queue is None or not straight.all():
+            reads = lows, highs, firsts, lasts, straight
+            return self._read_by_threads(begins, ends, places, reads, out)
+        sizes = self.queue.read(self.descriptor, addresses, ends - begins, cuts, firsts)
+        late = np.flatnonzero(sizes != lasts - firsts)  # failed, or brought only a part
+        reads = (column[late] for column in (lows, highs, firsts, lasts, straight))
+        again = self._read_by_threads(begins, ends, places, tuple(reads), out)
+        return [*sizes[sizes > 0].tolist(), *again]
+
+    def _read_by_threads(self, begins, ends, places, reads, out):
+        """Share reads out to the threads; returns the bytes that each read brought.
+
+        reads : lows, highs, firsts, lasts, straight, each (reads,): a read brings the pieces from
+                low to high - 1 and the bytes [first, last) of the file, with or without a copy
+        """
+        _, _, firsts, lasts, straight = reads
+        self._grow_buffers(int(np.max(np.where(straight, 0, lasts - firsts), initial=0)))
 
         # Python's integers and memoryviews from here on. NumPy is slower for single numbers, and
         # it lets go of the interpreter even for a copy of 16 KiB: getting it back costs more.
         pieces = list(zip(begins.tolist(), ends.tolist(), places.tolist(), strict=True))
-        reads = [column.tolist() for column in (lows, highs, firsts, lasts, straight)]
-        queue = iter(list(zip(*reads, strict=True)))  # whoever is free takes the next
+        table = [column.tolist() for column in reads]
+        queue = iter(list(zip(*table, strict=True)))  # whoever is free takes the next
         out = memoryview(out)
 
         def work(buffer):
@@ -187,7 +237,7 @@ class FlashReader:
                 raise OSError(f"{self.path}: cannot read at byte {first}: {reason}.") from error
             return sizes
 
-        workers = min(self.threads, len(lows))
+        workers = min(self.threads, len(firsts))
         tasks = []
         try:
             for buffer in self.buffers[:workers]:

@@ -90,13 +90,44 @@ class Window:
         """Which neurons the last k tokens used: bool (F,); the paper's name for it (§3.3)."""
         return self.used_within(self.k)
 
-    def longest_that_fits(self, rows, most):
+    def longest_that_fits(self, rows, most, besides=None):
         """How far the window must shrink: the largest length whose neurons fit `rows` rows.
 
         max j ≤ most with |A_t ∪ … ∪ A_{t-j+1}| ≤ rows; 0 if the newest token alone needs more
+
+        besides : bool (F,), neurons that take rows in any case, or None
         """
         age = self.age
+        if besides is not None:
+            age, rows = age[~besides], rows - np.count_nonzero(besides)
         most = min(most, self.tokens)
         neurons_of_age = np.bincount(age[age < most], minlength=most)
         held_by_length = np.cumsum(neurons_of_age)  # place j-1: what the last j tokens used
         return int(np.searchsorted(held_by_length, rows, side="right"))
+
+
+def portions(window, cache, T, fitting):
+    """What the T newest tokens used, in portions that fit the rows of a cache.
+
+    If one does, what the window holds of the tokens before them stays beside it. If not: first
+    what is there already, then the rest in slices; the most recently used come last and in a
+    full slice, because that one stays, the others as they lie on flash, where neighbors are
+    read together.
+
+    window  : Window;  cache : NeuronCache;  fitting : tokens whose neurons fit the rows
+    yields  : int (n,), n ≤ rows; bool (F,), the neurons that need not go for them
+    """
+    rows = len(cache.matrix)
+    used = np.flatnonzero(window.used_within(T))
+    if fitting >= T:
+        yield used, window.used_within(fitting)
+        return
+    here = cache.find(used) >= 0
+    missing = used[~here]
+    missing = missing[np.argsort(-window.age[missing], kind="stable")]
+    passing, last = np.sort(missing[:-rows]), missing[-rows:]
+    slices = np.split(passing, range(len(passing) % rows, len(passing), rows))
+    for neurons in (used[here], *slices, last):
+        kept = np.zeros(len(window.last_used), dtype=bool)
+        kept[neurons] = True
+        yield neurons, kept

@@ -1,0 +1,155 @@
+"""ReadQueue: what Linux reads by the hundred is what single reads bring, whatever goes wrong."""
+
+import errno
+import os
+import platform
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tinyflash.flash import read_queue, reader
+from tinyflash.flash.direct_io import BLOCK, aligned_empty, open_direct
+from tinyflash.flash.read_queue import ReadQueue, open_queue
+from tinyflash.flash.reader import FlashReader
+
+BLOCKS = 600
+HAS_QUEUE = sys.platform == "linux" and platform.machine() in read_queue.SYSTEM_CALLS
+
+
+@pytest.fixture(scope="module")
+def data():
+    return np.random.default_rng(0).integers(0, 256, BLOCKS * BLOCK, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("queue") / "ffn"
+    data.tofile(path)
+    return path
+
+
+@pytest.fixture
+def queued(path):
+    """A reader with a queue of 8 reads. Where the system has none, threads must do as well."""
+    queue = ReadQueue(8) if HAS_QUEUE else None
+    with FlashReader(path, threads=2, queue=queue) as opened:
+        yield opened
+
+
+def read_some(opened, data, seed=0, rows=200):
+    """Random blocks through a reader; asserts that they are right."""
+    chosen = np.random.default_rng(seed).permutation(BLOCKS)[:rows]
+    out = aligned_empty((rows, BLOCK), np.uint8)
+    counted = opened.read_rows(0, BLOCK, chosen, out)
+    assert np.array_equal(out, data.reshape(BLOCKS, BLOCK)[chosen])
+    assert counted.bytes_wanted == rows * BLOCK
+    return counted
+
+
+def test_this_system_has_a_queue():
+    """So that the other tests test it: Linux on x86-64 or ARM."""
+    queue = open_queue()
+    assert (queue is not None) == HAS_QUEUE
+    if queue:
+        queue.close()
+
+
+def test_no_thread_reads_what_needs_no_copy(queued, data):
+    if HAS_QUEUE:
+        with mock.patch.object(os, "preadv", side_effect=OSError("a thread read")):
+            counted = read_some(queued, data)
+        assert counted.bytes_read == 200 * BLOCK
+        assert counted.reads < 200  # neighbors came together
+
+
+def test_many_reads_take_few_calls(queued, data, monkeypatch):
+    calls, real = [], read_queue.system_call
+    monkeypatch.setattr(read_queue, "system_call", lambda n, *a: calls.append(n) or real(n, *a))
+    counted = read_some(queued, data)
+    if HAS_QUEUE:
+        assert 2 <= len(calls) < counted.reads
+
+
+def test_what_came_short_or_failed_is_read_again(queued, data, monkeypatch):
+    if not HAS_QUEUE:
+        return
+    real = queued.queue.read
+
+    def poorly(descriptor, addresses, *rest):
+        results = real(descriptor, addresses, *rest)
+        results[::3] = BLOCK // 2
+        results[1::3] = -errno.EIO
+        return results
+
+    monkeypatch.setattr(queued.queue, "read", poorly)
+    counted = read_some(queued, data)
+    assert counted.bytes_read > 200 * BLOCK  # the short ones brought something, too
+
+
+def test_an_error_that_stays_is_told(queued, data, monkeypatch):
+    if not HAS_QUEUE:
+        return
+    real = queued.queue.read
+    monkeypatch.setattr(queued.queue, "read", lambda *a: real(*a) * 0 - errno.EIO)
+    with mock.patch.object(os, "preadv", side_effect=OSError(errno.EIO, "Input/output error")):
+        with pytest.raises(OSError, match="cannot read at byte 0: Input/output error"):
+            read_some(queued, data, rows=BLOCKS)
+    monkeypatch.undo()
+    read_some(queued, data)
+
+
+def test_nothing_is_under_way_after_an_interruption(queued, data, monkeypatch):
+    if not HAS_QUEUE:
+        return
+    queue, real, waits = queued.queue, ReadQueue._note_ended, []
+
+    def interrupted(self, results, enough):
+        waits.append(enough)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        return real(self, results, enough)
+
+    monkeypatch.setattr(ReadQueue, "_note_ended", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_some(queued, data)
+    assert len(waits) > 2, "what was under way had to be waited for"
+    none = np.zeros(8, dtype=np.int64)
+    counted = queue.context.value, 0, 8, queue.events.ctypes.data, 0
+    assert read_queue.system_call(queue.get_events, *counted) == 0, "reads were left under way"
+    assert not none.any()
+    monkeypatch.undo()
+    read_some(queued, data, seed=1)
+
+
+def test_requests_that_linux_refuses_are_an_error(path):
+    if not HAS_QUEUE:
+        return
+    queue = ReadQueue(4)
+    out = aligned_empty((BLOCK,), np.uint8)
+    one = np.array([out.ctypes.data]), np.array([BLOCK]), np.array([0, 1]), np.array([0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        queue.read(9999, *one)
+    descriptor = open_direct(path)
+    assert queue.read(descriptor, *one).tolist() == [BLOCK]
+    os.close(descriptor)
+    queue.close()
+    queue.close()
+
+
+def test_without_a_queue_threads_read(path, data, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    assert open_queue() is None
+    with FlashReader(path, queue=open_queue()) as opened:
+        read_some(opened, data)
+
+
+def test_a_queue_is_given_back_where_reads_are_not_direct(path, data, monkeypatch):
+    queue = open_queue()
+    if queue is None:
+        return
+    monkeypatch.setattr(reader, "is_direct", lambda descriptor: False)
+    with FlashReader(path, queue=queue) as opened:
+        assert opened.queue is None and queue.context.value == 0
+        read_some(opened, data)
