@@ -68,7 +68,7 @@ class HalfMatrix:
         return self.rows(np.arange(self.shape[0], dtype=np.int64))
 
     def multiply(self, x):
-        """x Wᵀ, two workers each taking every other tile of rows.
+        """x Wᵀ, by two workers, tile by tile of rows.
 
         x : (..., in);  returns: (..., out), of x's dtype
         raises: ValueError that names the matrix if it holds Inf or NaN (looked for once), or if x
@@ -84,11 +84,12 @@ class HalfMatrix:
         y = np.empty((flat.shape[0], rows), dtype=x.dtype)
         height = max(1, TILE_BYTES // (4 * columns))
         starts = range(0, rows, height)
+        waiting = iter(starts)  # whichever worker is free takes the next tile
         flat, decode_tile = decoder_for(flat, self.format)
 
-        def work(starts):
+        def work(_):
             decoded = scratch("tile", (min(height, rows), columns), np.float32)
-            for start in starts:
+            for start in waiting:
                 bits = self.bits[start : start + height]
                 if not self.checked:
                     refuse_infinite(bits, self.format, self.name)
@@ -100,10 +101,10 @@ class HalfMatrix:
                     y[:, start : start + height] = (tile @ flat.T).T
 
         if len(starts) == 1:
-            work(starts)
+            work(0)
         else:
             with blas().limit(limits=1):
-                list(pool().map(work, [starts[w::WORKERS] for w in range(WORKERS)]))
+                list(pool().map(work, range(WORKERS)))
         self.checked = True
         return y.reshape(*x.shape[:-1], rows)
 
