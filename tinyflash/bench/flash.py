@@ -179,7 +179,7 @@ def measure(model, cache, ids, prompt, report, done, total):
         "counters": counters_of(spent),
         "dram_bytes": engine.nbytes,
         "components": engine.components(),
-        "threads": engine.feed_forwards[0].reader.threads,
+        "threads": engine.reader.threads,
         "row_bytes": row_bytes(engine),
         "work": per_token_work(model, spent, cache, len(seconds)),
         "multiply_speed": multiply_speed(model),
