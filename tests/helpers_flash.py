@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from tinyflash.config import ModelConfig
+from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.feed_forward import FlashFeedForward
-from tinyflash.flash.reader import ReadCounters
 from tinyflash.transformer import dense_feed_forward
 
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}

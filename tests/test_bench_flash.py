@@ -253,15 +253,15 @@ class FakeModel:
             parts=("up", "down"),
         )
         knowing = SimpleNamespace(knows=("up",))
-        reader = SimpleNamespace(threads=9)
         self.weights = {"embed.weight": np.ones((10, 6), dtype=np.float32)}
         self.flash = SimpleNamespace(
             mode="window",
             store=store,
             nbytes=1234,
+            reader=SimpleNamespace(threads=9),
             costs=[],
             weights=self.weights,
-            feed_forwards=[SimpleNamespace(activity=knowing, reader=reader)] * 2,
+            feed_forwards=[SimpleNamespace(activity=knowing)] * 2,
             describe=lambda: "a fake",
             components=lambda: {"feed-forward rows": 34, "attention": 1200},
         )

@@ -64,6 +64,26 @@ def test_no_thread_reads_what_needs_no_copy(queued, data):
         assert counted.reads < 200  # neighbors came together
 
 
+def test_rows_that_lie_across_blocks_are_queued_and_copied(queued, data):
+    """18,176 bytes, as Falcon-7B's bundles; the last row ends with the file."""
+    there = len(data) // 18_176
+    last = len(data) - there * 18_176
+    rows = np.random.default_rng(2).permutation(there)[:70]
+    out = np.zeros((len(rows), 18_176), dtype=np.uint8)
+    with mock.patch.object(os, "preadv", side_effect=OSError("a thread read")):
+        if HAS_QUEUE:
+            queued.read_rows(last, 18_176, rows, out)
+            assert np.array_equal(out, data[last:].reshape(there, -1)[rows])
+
+
+def test_much_that_must_be_copied_is_left_to_the_threads(queued, data, monkeypatch):
+    monkeypatch.setattr(reader, "MOST_COPIED", 10 * BLOCK)
+    out = np.zeros(20 * BLOCK, dtype=np.uint8)
+    queued.read_block(5, len(out), out)
+    assert np.array_equal(out, data[5 : 5 + len(out)])
+    assert queued.block_buffer.size == 0
+
+
 def test_many_reads_take_few_calls(queued, data, monkeypatch):
     calls, real = [], read_queue.system_call
     monkeypatch.setattr(read_queue, "system_call", lambda n, *a: calls.append(n) or real(n, *a))

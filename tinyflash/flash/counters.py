@@ -8,6 +8,49 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
+import numpy as np
+
+
+@dataclass
+class ReadCounters:
+    """What was read since the counters were last taken.
+
+    bytes_wanted: bytes that were asked for
+    bytes_read  : bytes that the file system brought, with the blocks around what was wanted
+    reads       : calls of preadv
+    chunk_sizes : how many of them brought how many bytes
+    seconds     : from asking until everything had arrived
+    """
+
+    bytes_wanted: int = 0
+    bytes_read: int = 0
+    reads: int = 0
+    chunk_sizes: dict[int, int] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(bytes_wanted, sizes, seconds):
+        """One call: what it wanted, what each of its reads brought, how long it took."""
+        distinct, counts = np.unique(np.array(sizes, dtype=np.int64), return_counts=True)
+        chunk_sizes = Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+        return ReadCounters(bytes_wanted, sum(sizes), len(sizes), chunk_sizes, seconds)
+
+    def __add__(self, other):
+        """What two calls read."""
+        return ReadCounters(
+            self.bytes_wanted + other.bytes_wanted,
+            self.bytes_read + other.bytes_read,
+            self.reads + other.reads,
+            Counter(self.chunk_sizes) + Counter(other.chunk_sizes),
+            self.seconds + other.seconds,
+        )
+
+    def take(self):
+        """The counts so far; from here on they begin at zero."""
+        taken = ReadCounters(**vars(self))
+        vars(self).update(vars(ReadCounters()))
+        return taken
+
 
 @dataclass
 class TokenCounters:

@@ -9,8 +9,8 @@ that are known otherwise are left out.
 import numpy as np
 
 from tinyflash.flash.bundles import regions_of
+from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.direct_io import aligned_empty
-from tinyflash.flash.reader import ReadCounters
 from tinyflash.matrices import refuse_infinite
 
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.direct_io import (
     BLOCK,
     HUGE_PAGE,
@@ -32,48 +31,8 @@ from tinyflash.flash.direct_io import (
     read_fully,
 )
 
+MOST_COPIED = 64 << 20  # bytes that are queued at once and copied; more are left to the threads
 LARGEST_READ = 1 << 20  # bytes: longer reads are not faster, and cannot be shared out to threads
-
-
-@dataclass
-class ReadCounters:
-    """What was read since the counters were last taken.
-
-    bytes_wanted: bytes that were asked for
-    bytes_read  : bytes that the file system brought, with the blocks around what was wanted
-    reads       : calls of preadv
-    chunk_sizes : how many of them brought how many bytes
-    seconds     : from asking until everything had arrived
-    """
-
-    bytes_wanted: int = 0
-    bytes_read: int = 0
-    reads: int = 0
-    chunk_sizes: dict[int, int] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    @staticmethod
-    def of(bytes_wanted, sizes, seconds):
-        """One call: what it wanted, what each of its reads brought, how long it took."""
-        distinct, counts = np.unique(np.array(sizes, dtype=np.int64), return_counts=True)
-        chunk_sizes = Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
-        return ReadCounters(bytes_wanted, sum(sizes), len(sizes), chunk_sizes, seconds)
-
-    def __add__(self, other):
-        """What two calls read."""
-        return ReadCounters(
-            self.bytes_wanted + other.bytes_wanted,
-            self.bytes_read + other.bytes_read,
-            self.reads + other.reads,
-            Counter(self.chunk_sizes) + Counter(other.chunk_sizes),
-            self.seconds + other.seconds,
-        )
-
-    def take(self):
-        """The counts so far; from here on they begin at zero."""
-        taken = ReadCounters(**vars(self))
-        vars(self).update(vars(ReadCounters()))
-        return taken
 
 
 class FlashReader:
@@ -87,8 +46,8 @@ class FlashReader:
         """Open `path`.
 
         threads : how many reads may be in flight at once, each by a thread of its own
-        queue   : a ReadQueue, which then takes the reads that need no copy, for a fifth of the
-                  processor's time (read_queue.py), and is closed with the reader; or None
+        queue   : a ReadQueue, which takes the reads instead, for a fifth of the processor's time
+                  (read_queue.py), and is closed with the reader; or None
         raises  : FileNotFoundError or another OSError if it cannot be opened
         """
         if threads < 1:
@@ -103,6 +62,7 @@ class FlashReader:
             queue.close()
             self.queue = None
         self.buffers = aligned_empty((threads, 0), np.uint8)  # a row for each thread, if need be
+        self.block_buffer = aligned_empty((0,), np.uint8)  # what the queue reads to be copied
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="flash")
         self.lock = threading.Lock()  # one call at a time: the buffers are shared between calls
 
@@ -194,14 +154,38 @@ class FlashReader:
         firsts, lasts = round_down(begins[lows]), round_up(ends[highs - 1])
         straight = np.logical_and.reduceat((begins | ends | addresses) % BLOCK == 0, lows)
         places = addresses - out.ctypes.data
-        if self.queue is None or not straight.all():
-            reads = lows, highs, firsts, lasts, straight
+        reads = lows, highs, firsts, lasts, straight
+        copied = 0 if straight.all() else int((lasts - firsts).sum())
+        if self.queue is None or copied > MOST_COPIED:
             return self._read_by_threads(begins, ends, places, reads, out)
-        sizes = self.queue.read(self.descriptor, addresses, ends - begins, cuts, firsts)
-        late = np.flatnonzero(sizes != lasts - firsts)  # failed, or brought only a part
-        reads = (column[late] for column in (lows, highs, firsts, lasts, straight))
-        again = self._read_by_threads(begins, ends, places, tuple(reads), out)
+        if copied:
+            sizes = self._read_and_copy(begins, ends, places, reads, out)
+        else:
+            sizes = self.queue.read(self.descriptor, addresses, ends - begins, cuts, firsts)
+        late = np.flatnonzero(sizes < ends[highs - 1] - firsts)  # failed, or brought only a part
+        reads = tuple(column[late] for column in reads)
+        again = self._read_by_threads(begins, ends, places, reads, out)
         return [*sizes[sizes > 0].tolist(), *again]
+
+    def _read_and_copy(self, begins, ends, places, reads, out):
+        """Queue reads of whole blocks into a buffer, and copy the pieces from there.
+
+        reads : as `_read_by_threads`;  returns: int64 (reads,), as ReadQueue.read
+        """
+        lows, highs, firsts, lasts, _ = reads
+        nbytes = lasts - firsts
+        starts = np.cumsum(nbytes) - nbytes  # of each read in the buffer
+        if self.block_buffer.nbytes < starts[-1] + nbytes[-1]:
+            self.block_buffer = aligned_empty((int(starts[-1] + nbytes[-1]),), np.uint8)
+        addresses = self.block_buffer.ctypes.data + starts
+        each = np.arange(len(firsts) + 1, dtype=np.int64)
+        sizes = self.queue.read(self.descriptor, addresses, nbytes, each, firsts)
+        shift = np.repeat(starts - firsts, highs - lows)  # from a byte of the file to the buffer's
+        pieces = (begins + shift).tolist(), (ends + shift).tolist(), places.tolist()
+        source, out = memoryview(self.block_buffer), memoryview(out)
+        for begin, end, place in zip(*pieces, strict=True):
+            out[place : place + end - begin] = source[begin:end]
+        return sizes
 
     def _read_by_threads(self, begins, ends, places, reads, out):
         """Share reads out to the threads; returns the bytes that each read brought.
