@@ -99,10 +99,6 @@ class TokenCounters:
         names = [field.name for field in fields(self)]
         return TokenCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
-    def add(self, other):
-        """Take the costs of another upon oneself."""
-        vars(self).update(vars(self + other))
-
     def count(self, read):
         """Add what a reader read: its ReadCounters."""
         self.bytes_wanted += read.bytes_wanted

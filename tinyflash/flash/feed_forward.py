@@ -136,7 +136,7 @@ class FlashFeedForward:
         self.cache = cache or NeuronCache(
             min(rows, F), self.fetched.width, F, self.fetched.dtype, self.up_bias.dtype
         )
-        self.ahead = ReadAhead(self.fetched, self.window, self.cache)
+        self.ahead = ReadAhead(activity, self.fetched, self.window, self.cache)
 
     @property
     def matrices(self):
@@ -191,9 +191,9 @@ class FlashFeedForward:
     def _windowed(self, x, spent, moves):
         """Sparse modes: the active neurons only, and what is there already is not read."""
         active, known = self.activity.find(x, spent)
-        arrived, gone = self.ahead.end(active.any(axis=0), self.up_bias, spent)
-        moves["loaded"].append(arrived)
-        moves["evicted"].append(gone)
+        ahead = self.ahead.end(active.any(axis=0), self.up_bias, spent)
+        moves["loaded"].append(ahead.neurons)
+        moves["evicted"].append(ahead.evicted)
         with spent.timing("memory_ms"):
             self.window.use(active)
         T, k, rows = len(x), self.window.k, len(self.cache.matrix)
@@ -231,9 +231,8 @@ class FlashFeedForward:
 
         x : (T, D), of the layer before
         """
-        if self.mode == "all" and not self.activity.knows and self.ahead.pays:
-            likely, _ = self.activity.find(x, self.ahead.spent)
-            self.ahead.begin(likely.any(axis=0))
+        if self.mode == "all" and not self.activity.knows:
+            self.ahead.begin(x)
 
     def _begin_reading(self, missing, room, spent):
         """Have the rows of `missing` read into `room`; returns what waits until they are there.

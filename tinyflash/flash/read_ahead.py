@@ -7,41 +7,45 @@ is read then: a guess costs or saves time and never changes a result. (Reading b
 ours; the paper reads when a layer is reached. Deja Vu, arXiv 2310.17157, predicts a layer ahead.)
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
-from tinyflash.flash.counters import TokenCounters
+from tinyflash.flash.counters import ReadCounters, TokenCounters
 
 TRIED = 256  # neurons read ahead before a layer is judged by them
 NONE = np.empty(0, dtype=np.int64)
 
 
 @dataclass
-class UnderWay:
-    """Rows that are being read ahead: which neurons, into which rows, and who reports the end."""
+class Arrived:
+    """What was read ahead.
 
-    neurons: np.ndarray
-    rows: np.ndarray
-    ended: Future
+    neurons : int (n,);  rows: (n, width), the cache's, where they lie now
+    evicted : int (m,), the neurons that gave their rows away
+    counted : ReadCounters
+    """
+
+    neurons: np.ndarray = field(default_factory=lambda: NONE)
+    rows: np.ndarray = field(default_factory=lambda: NONE)
+    evicted: np.ndarray = field(default_factory=lambda: NONE)
+    counted: ReadCounters = field(default_factory=ReadCounters)
 
 
 class ReadAhead:
-    """What one layer has read ahead of its call.
+    """What one layer reads ahead of its call. Between `begin` and `end` the layer is not touched.
 
-    under_way : UnderWay or None
-    evicted   : int (m,), the neurons that gave their rows away for it
-    spent     : TokenCounters since the last call: deciding, making room
+    job       : what another thread does, a future that gives an Arrived; None when there is none
     read, used: neurons that were read ahead so far, and those of them that were wanted then
     """
 
-    def __init__(self, fetched, window, cache):
-        """fetched, window, cache: the layer's NeuronRows, Window and NeuronCache"""
-        self.fetched, self.window, self.cache = fetched, window, cache
-        self.under_way, self.evicted = None, NONE
-        self.spent = TokenCounters()
+    def __init__(self, activity, fetched, window, cache):
+        """The layer's source of activity, NeuronRows, Window and NeuronCache."""
+        self.activity, self.fetched = activity, fetched
+        self.window, self.cache = window, cache
+        self.job = None
         self.read = self.used = 0
 
     @property
@@ -49,53 +53,56 @@ class ReadAhead:
         """Whether at least half of what was read ahead so far was wanted."""
         return self.read < TRIED or 2 * self.used >= self.read
 
-    def begin(self, guess):
-        """Have the guessed neurons read that are not there, if all of them fit the rows.
+    def begin(self, x):
+        """Have what the layer will likely want read by another thread.
+
+        x : (T, D), what entered the layer before
+        """
+        if self.job is None and self.pays:
+            self.job = background().submit(self._read, x)
+
+    def _read(self, x):
+        """Read the neurons that are likely, if all of them fit the rows; returns Arrived.
 
         Those that the window holds for the longest make room.
-
-        guess : bool (F,)
         """
+        guess = self.activity.find(x, TokenCounters())[0].any(axis=0)
         rows = len(self.cache.matrix)
-        with self.spent.timing("memory_ms"):
-            if self.under_way or np.count_nonzero(guess) > rows:
-                return
-            fitting = self.window.longest_that_fits(rows, self.window.k, guess)
-            kept = guess | self.window.used_within(fitting)
-            held = self.cache.neurons
-            self.evicted = held[~kept[held]]
-            self.cache.drop(self.evicted)
-            guessed = np.flatnonzero(guess)
-            missing = guessed[self.cache.find(guessed) < 0]
-            room = self.cache.free[: len(missing)]
-        if len(missing):
-            ended = background().submit(self.fetched.read, missing, room)
-            self.under_way = UnderWay(missing, room, ended)
+        if np.count_nonzero(guess) > rows:
+            return Arrived()
+        fitting = self.window.longest_that_fits(rows, self.window.k, guess)
+        kept = guess | self.window.used_within(fitting)
+        held = self.cache.neurons
+        evicted = held[~kept[held]]
+        self.cache.drop(evicted)
+        guessed = np.flatnonzero(guess)
+        missing = guessed[self.cache.find(guessed) < 0]
+        room = self.cache.free[: len(missing)]
+        return Arrived(missing, room, evicted, self.fetched.read(missing, room))
 
     def end(self, wanted, up_bias, spent):
-        """Wait for what is under way and give it its rows in the cache.
+        """Wait for what was begun and give it its rows in the cache.
 
         wanted  : bool (F,), what is wanted in earnest
-        up_bias : (F,);  spent : TokenCounters, gets all that the reading ahead cost
-        returns : int (n,), the neurons that arrived; int (m,), those that had to go for them
-        raises  : OSError or ValueError if they could not be read; none of them is there then
+        up_bias : (F,);  spent : TokenCounters, gets what was read, and the time waited
+        returns : Arrived
+        raises  : OSError or ValueError if it could not be read; nothing of it is there then
         """
-        under_way, self.under_way = self.under_way, None
-        evicted, self.evicted = self.evicted, NONE
-        spent.add(self.spent)
-        self.spent = TokenCounters()
-        if under_way is None:
-            return NONE, evicted
+        job, self.job = self.job, None
+        if job is None:
+            return Arrived()
         with spent.timing("io_ms"):
-            spent.count(under_way.ended.result())
-        arrived = under_way.neurons
+            arrived = job.result()
+        if len(arrived.neurons) == 0:
+            return arrived
+        spent.count(arrived.counted)
         with spent.timing("memory_ms"):
-            self.cache.append(arrived, under_way.rows, up_bias[arrived])
-        used = int(np.count_nonzero(wanted[arrived]))
-        spent.ahead += len(arrived)
+            self.cache.append(arrived.neurons, arrived.rows, up_bias[arrived.neurons])
+        used = int(np.count_nonzero(wanted[arrived.neurons]))
+        spent.ahead += len(arrived.neurons)
         spent.ahead_used += used
-        self.read, self.used = self.read + len(arrived), self.used + used
-        return arrived, evicted
+        self.read, self.used = self.read + len(arrived.neurons), self.used + used
+        return arrived
 
 
 @cache
