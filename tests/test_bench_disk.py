@@ -245,12 +245,12 @@ def test_the_reader_is_measured_against_fio_in_turn(tmp_path, monkeypatch):
     order = []
 
     def ours(reader, file_bytes, chunk, seconds, out):
-        order.append(("tinyflash", chunk))
-        return (10, 20, 900)[len(order) // 4]
+        order.append(("tinyflash", chunk, reader.queue is not None))
+        return (10, 20, 900)[sum(other == order[-1] for other in order[:-1])]
 
-    def fio(file, chunk, threads, seconds):
+    def fio(file, chunk, threads, seconds, queued):
         assert os.path.getsize(file) == MIB and threads == 3
-        order.append(("fio", chunk))
+        order.append(("fio", chunk, queued))
         return 25
 
     monkeypatch.setattr(reader_against_fio, "random_read_speed", ours)
@@ -258,5 +258,8 @@ def test_the_reader_is_measured_against_fio_in_turn(tmp_path, monkeypatch):
     results = reader_against_fio.measure(
         tmp_path, threads=3, rounds=3, seconds=1, file_bytes=MIB, progress=lambda *done: None
     )
-    assert order[:4] == [(name, c) for c in (16_384, 65_536) for name in ("tinyflash", "fio")]
-    assert results[0] == {"chunk": 16_384, "threads": 3, "tinyflash": 20, "fio": 25, "ratio": 0.8}
+    ways = [(r["chunk"], r["queued"]) for r in results]
+    assert {chunk for chunk, _ in ways} == {16_384, 65_536} and (16_384, False) in ways
+    assert order == 3 * [(name, *way) for way in ways for name in ("tinyflash", "fio")]
+    medians = {"threads": 3, "tinyflash": 20, "fio": 25, "ratio": 0.8}
+    assert results[0] == {"chunk": 16_384, "queued": False} | medians

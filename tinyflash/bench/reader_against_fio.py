@@ -2,10 +2,11 @@
 
     python -m tinyflash.bench.reader_against_fio [PATH] [--json]      (needs fio, a Debian package)
 
-fio is the usual yardstick for disks, written in C. Its engine psync does what a FlashReader does:
-each thread asks for one piece with a direct `pread`, waits for it, and asks for the next. The two
-are measured in turn, so that a busy moment of the machine strikes both; figures are medians. (fio
-reads into ordinary pages. Where the reader is ahead, it is because of its huge ones.)
+fio is the usual yardstick for disks, written in C. Its engine psync does what the threads of a
+FlashReader do: each asks for one piece with a direct `pread`, waits for it, and asks for the next.
+Its engine libaio hands lists of reads to Linux, as a ReadQueue. Reader and fio are measured in
+turn, so that a busy moment of the machine strikes both; figures are medians. (fio reads into
+ordinary pages. Where the reader is ahead, it is because of its huge ones.)
 """
 
 import argparse
@@ -13,23 +14,28 @@ import json
 import shutil
 import statistics
 import subprocess
+from contextlib import ExitStack
 
 import numpy as np
 
 from tinyflash import terminal
 from tinyflash.bench.disk import directory_of, random_read_speed, trial_file
 from tinyflash.flash.direct_io import aligned_empty
+from tinyflash.flash.read_queue import IN_FLIGHT, open_queue
 from tinyflash.flash.reader import FlashReader
 
 CHUNKS = (16 << 10, 64 << 10)  # bytes
 BATCH_BYTES = 64 << 20  # what one call of the reader reads, at most
 
 
-def fio_speed(file, chunk, threads, seconds):
+def fio_speed(file, chunk, threads, seconds, queued):
     """Bytes a second that fio reads from a file, in whole seconds of time."""
+    by_threads = ("--ioengine=psync", f"--numjobs={threads}")
+    by_queue = ("--ioengine=libaio", f"--iodepth={IN_FLIGHT}")
     command = [
         *("fio", "--name=randread", f"--filename={file}", "--rw=randread", f"--bs={chunk}"),
-        *("--ioengine=psync", "--direct=1", f"--numjobs={threads}", "--thread", "--readonly"),
+        *(by_queue if queued else by_threads),
+        *("--direct=1", "--thread", "--readonly"),
         *("--time_based", f"--runtime={seconds}", "--norandommap", "--randrepeat=0"),
         *("--group_reporting", "--output-format=json"),
     ]
@@ -40,28 +46,30 @@ def fio_speed(file, chunk, threads, seconds):
 
 
 def measure(path, *, threads, rounds, seconds, file_bytes, progress):
-    """Both speeds for each of CHUNKS: medians over `rounds`, taken in turn.
+    """Both speeds for each of CHUNKS, by threads and by a queue: medians, taken in turn.
 
-    returns: list of {"chunk", "threads", "tinyflash", "fio"} in bytes a second, and "ratio"
+    returns: list of {"chunk", "queued", "threads", "tinyflash", "fio"} in bytes a second, "ratio"
     """
     results = []
-    with (
-        trial_file(directory_of(path), file_bytes) as file,
-        FlashReader(file, threads=threads) as reader,
-    ):
+    with ExitStack() as stack:
+        file = stack.enter_context(trial_file(directory_of(path), file_bytes))
+        readers = {False: stack.enter_context(FlashReader(file, threads=threads))}
+        if queue := open_queue():
+            readers[True] = stack.enter_context(FlashReader(file, threads=threads, queue=queue))
         out = aligned_empty((BATCH_BYTES,), np.uint8)
         out.fill(0)
-        speeds = {(chunk, name): [] for chunk in CHUNKS for name in ("tinyflash", "fio")}
+        ways = [(chunk, queued) for chunk in CHUNKS for queued in readers]
+        speeds = {way: ([], []) for way in ways}
         for done in range(rounds):
-            for chunk in CHUNKS:
-                ours = random_read_speed(reader, file_bytes, chunk, seconds, out)
-                speeds[chunk, "tinyflash"].append(ours)
-                speeds[chunk, "fio"].append(fio_speed(file, chunk, threads, seconds))
+            for chunk, queued in ways:
+                ours, fios = speeds[chunk, queued]
+                ours.append(random_read_speed(readers[queued], file_bytes, chunk, seconds, out))
+                fios.append(fio_speed(file, chunk, threads, seconds, queued))
             progress(done + 1, rounds)
-    for chunk in CHUNKS:
-        ours, fios = (statistics.median(speeds[chunk, name]) for name in ("tinyflash", "fio"))
+    for (chunk, queued), measured in speeds.items():
+        ours, fios = map(statistics.median, measured)
         results.append(
-            {"chunk": chunk, "threads": threads, "tinyflash": ours, "fio": fios}
+            {"chunk": chunk, "queued": queued, "threads": threads, "tinyflash": ours, "fio": fios}
             | {"ratio": ours / fios}
         )
     return results
@@ -91,11 +99,11 @@ def main():
         print(json.dumps(results))
         return
     rows = [
-        (f"{r['chunk'] >> 10} KiB", f"{r['tinyflash'] / 1e9:.2f}", f"{r['fio'] / 1e9:.2f}")
-        + (f"{r['ratio']:.2f}",)
+        (f"{r['chunk'] >> 10} KiB", f"a queue of {IN_FLIGHT}" if r["queued"] else "threads")
+        + (f"{r['tinyflash'] / 1e9:.2f}", f"{r['fio'] / 1e9:.2f}", f"{r['ratio']:.2f}")
         for r in results
     ]
-    header = ("one read", "tinyflash, GB/s", "fio, GB/s", "ratio")
+    header = ("one read", "by", "tinyflash, GB/s", "fio, GB/s", "ratio")
     terminal.table(f"Random reads, {options.threads} threads", header, rows)
 
 

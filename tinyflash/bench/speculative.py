@@ -21,6 +21,7 @@ import numpy as np
 import tinyflash
 from tinyflash import terminal
 from tinyflash.drafters import drafter_for
+from tinyflash.flash.counters import TokenCounters
 from tinyflash.generate import Generation
 from tinyflash.sources import embedded
 from tinyflash.speculative.counts import StepCounts
@@ -60,7 +61,7 @@ class Run:
     drafter : what the tables call it;  setting : its width, alpha or length, for JSON
     fed     : whether the model was fed a recorded text
     counts  : summed over the prompts;  seconds : for new tokens, drafting included
-    nbytes  : read from flash for them
+    spent   : TokenCounters of the passes that made them, with flash
     parted  : where its text left that of plain decoding: prompt, token, and by how much the
               likeliest token led there
     """
@@ -70,7 +71,7 @@ class Run:
     fed: bool
     counts: StepCounts = dataclasses.field(default_factory=StepCounts)
     seconds: float = 0.0
-    nbytes: int = 0
+    spent: TokenCounters = dataclasses.field(default_factory=TokenCounters)
     parted: list = dataclasses.field(default_factory=list)
 
     def add(self, made):
@@ -80,7 +81,7 @@ class Run:
         self.seconds += made.seconds
         if made.model.flash:
             passes = made.model.flash.costs[-made.counts.steps :]
-            self.nbytes += sum(cost.bytes_read for _, cost in passes)
+            self.spent = sum((cost for _, cost in passes), self.spent)
 
     def to_json(self, plain):
         """A dict; `plain` is the run that it is compared with."""
@@ -100,7 +101,10 @@ class Run:
             "seconds": self.seconds,
             "seconds_per_token": per_token,
             "speedup": plain.seconds / plain.counts.tokens / per_token,
-            "flash_bytes_per_token": self.nbytes / tokens,
+            "flash_bytes_per_token": self.spent.bytes_read / tokens,
+            "flash_io_ms_per_token": self.spent.io_ms / tokens,
+            "flash_memory_ms_per_token": self.spent.memory_ms / tokens,
+            "flash_compute_ms_per_token": self.spent.compute_ms / tokens,
             "parted": self.parted,
         }
 
@@ -139,6 +143,7 @@ def bench_speculative(options):
         "synthetic": synthetic,
         "model": str(options.model),
         "memory": options.memory,
+        "mode": model.flash.mode if model.flash else None,
         "prompts": options.prompts,
         "prompt_tokens": options.prompt,
         "new_tokens": options.tokens,
@@ -160,11 +165,11 @@ def numbers(text, kind, option):
 
 
 def drafters_of(model, options, widths, alphas):
-    """What is measured: (name, setting, function text -> drafter), plain decoding first.
+    """What is measured: (name, setting, function (text, its number) -> drafter), plain first.
 
     returns: those that draft the model's own text; those that draft a text that it is fed
     """
-    own = [("none", {}, lambda text: None)]
+    own = [("none", {}, lambda *text: None)]
     words = options.drafters.split(",") if options.drafters else ["ngram", "redrafter", "replay"]
     for word in map(str.strip, words):
         if word in ("none", "replay"):
@@ -180,19 +185,24 @@ def drafters_of(model, options, widths, alphas):
             for width in widths:
                 wide = dataclasses.replace(drafter, width=width)
                 setting = {"width": width, "length": drafter.length}
-                own.append((f"{word}, width {width}", setting, lambda text, wide=wide: wide))
+                own.append((f"{word}, width {width}", setting, lambda *text, wide=wide: wide))
         else:
-            own.append((word, {"length": drafter.length}, lambda text, made=drafter: made))
+            own.append((word, {"length": drafter.length}, lambda *text, made=drafter: made))
     fed = []
     if "replay" in map(str.strip, words):
         length, size = options.length or 4, model.config.vocab_size
-        fed.append(("none", {}, lambda text: None))
+        fed.append(("none", {}, lambda *text: None))
         for alpha in alphas:
             setting = {"alpha": alpha, "length": length}
             replay = Replay([], alpha, length, size)  # refused now, if at all
             name = f"replay, alpha {alpha:g}"
-            fed.append((name, setting, lambda text, it=replay: dataclasses.replace(it, text=text)))
+            fed.append((name, setting, lambda text, n, it=replay: told(it, text, n)))
     return (own if len(own) > 1 else []), fed
+
+
+def told(replay, text, number):
+    """A replay of a text, whose errors are others in each text."""
+    return dataclasses.replace(replay, text=text, seed=number)
 
 
 def pieces(model, options):
@@ -223,7 +233,7 @@ def measure(model, text, number, options, named, runs):
         saying = Fed(model, text) if run.fed else model
         if model.flash:
             model.flash.costs.clear()
-        made = Generation(saying, prompt, drafter=drafter_of(text.tolist()), **settings)
+        made = Generation(saying, prompt, drafter=drafter_of(text.tolist(), number), **settings)
         for _ in made:
             pass
         run.add(made)
