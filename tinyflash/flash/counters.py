@@ -13,11 +13,11 @@ import numpy as np
 
 @dataclass
 class ReadCounters:
-    """What was read since the counters were last taken.
+    """What was read: by one call, or since a reader's counters were last taken.
 
     bytes_wanted: bytes that were asked for
     bytes_read  : bytes that the file system brought, with the blocks around what was wanted
-    reads       : calls of preadv
+    reads       : requests that the file system saw
     chunk_sizes : how many of them brought how many bytes
     seconds     : from asking until everything had arrived
     """

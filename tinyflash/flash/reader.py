@@ -3,7 +3,8 @@
 Flash is fast if it is asked for much at once: in large pieces, and for many pieces at a time
 (LLM in a flash, §2.2 and §3.2; the paper reads with 32 threads). So the rows that are wanted are
 sorted, rows that touch become one read, and threads keep many reads in flight: while `preadv`
-waits for the flash, Python runs the other threads.
+waits for the flash, Python runs the other threads. Or a queue of Linux's takes all reads in a
+few calls (read_queue.py), which is what the engine uses where there is one.
 
 Direct reads know only whole blocks of 4096 bytes, in the file and in DRAM. Rows that are such, and
 go to addresses that are such, are read to where they belong: one `preadv` scatters the rows of a
