@@ -18,10 +18,10 @@ from helpers_models import (
 from helpers_pytorch_bin import write_bin
 from safetensors.numpy import load_file, save_file
 
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint.gguf_file import LAYER_NAMES, MODEL_NAMES
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.families import read_config
-from tinyflash.gguf_file import LAYER_NAMES, MODEL_NAMES
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 from tinyflash.weights import load_weights
 
 # Rows of whole blocks of 32, which the quantized types need.

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyflash.bench import disk, reader_against_fio
+from benchmarks import reader_against_fio
+from tinyflash.bench import disk
 from tinyflash.bench.disk import measure_disk, trial_file
 from tinyflash.bench.disk_profile import draw_profile, save_profile
-from tinyflash.flash.device_profile import load_profile
-from tinyflash.flash.direct_io import aligned_empty
-from tinyflash.flash.reader import FlashReader
+from tinyflash.costs.device_profile import load_profile
+from tinyflash.flash.reading.direct_io import aligned_empty
+from tinyflash.flash.reading.reader import FlashReader
 
 MIB = 1 << 20
 SMALL = {"seconds": 0.02, "chunks": (16_384, 4096), "threads": (1, 3), "file_bytes": MIB}

@@ -13,13 +13,13 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.bench import flash, flash_derived, flash_report
 from tinyflash.bench.flash import bench_flash
+from tinyflash.checkpoint.sources import embedded
+from tinyflash.costs.paper_tables import T2, T3
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES
-from tinyflash.flash.paper_tables import T2, T3
 from tinyflash.flash.predictor import Predictor, write_predictors
-from tinyflash.flash.store import open_store
-from tinyflash.flash.stored import store_of
-from tinyflash.sources import embedded
+from tinyflash.flash.store.cached import store_of
+from tinyflash.flash.store.directory import open_store
 
 KIB = 1024
 DISK = {

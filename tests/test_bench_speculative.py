@@ -102,7 +102,7 @@ def test_where_texts_part(places):
     ],
 )
 def test_bad_input_is_one_sentence(places, monkeypatch, capsys, more, words):
-    monkeypatch.setattr(tinyflash.drafters, "EMBEDDED", "nothing-of-this-name")
+    monkeypatch.setattr(tinyflash.speculative.drafters, "EMBEDDED", "nothing-of-this-name")
     more = [str(places["drafter"]) if word == "DRAFTER" else word for word in more]
     assert bench(places, *more) == 2
     told = capsys.readouterr()

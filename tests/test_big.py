@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config, tensor_names
-from tinyflash.flash.convert import convert
-from tinyflash.flash.store import is_store
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import is_store
 
 pytestmark = pytest.mark.big
 
@@ -46,7 +46,7 @@ RUN_TINYFLASH = """
 import json, sys, time
 import numpy as np
 import tinyflash
-from tinyflash.commands import peak_dram
+from tinyflash.commands.verbs import peak_dram
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = tinyflash.load(folder)
@@ -66,7 +66,7 @@ RUN_FLASH = """
 import json, sys, time
 import numpy as np
 import tinyflash
-from tinyflash.commands import peak_dram
+from tinyflash.commands.verbs import peak_dram
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = tinyflash.load(folder, memory="50%", mode=sys.argv[5])
@@ -87,7 +87,7 @@ RUN_TRANSFORMERS = """
 import json, sys, time
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
-from tinyflash.commands import peak_dram
+from tinyflash.commands.verbs import peak_dram
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, sys.argv[5]))

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import struct
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -17,8 +15,10 @@ from helpers_pytorch_bin import (
 )
 from safetensors.numpy import save_file
 
-from tinyflash.checkpoint import Checkpoint, Entry, digest, open_checkpoint
-from tinyflash.safetensors_file import safetensors_entries
+from tinyflash.checkpoint.entries import Checkpoint, Entry
+from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.files import digest
 
 
 def rng():
@@ -478,9 +478,7 @@ def test_nothing_is_loaded_before_it_is_asked_for():
 
 @pytest.mark.parametrize("name", ["model.gguf", "MODEL.GGUF"])
 def test_a_gguf_file_is_left_to_its_reader(tmp_path, monkeypatch, name):
-    reader = types.ModuleType("tinyflash.gguf_file")
-    reader.open_gguf = lambda path: ("opened", path)
-    monkeypatch.setitem(sys.modules, "tinyflash.gguf_file", reader)
+    monkeypatch.setattr("tinyflash.checkpoint.opening.open_gguf", lambda path: ("opened", path))
     (tmp_path / name).touch()
     assert open_checkpoint(str(tmp_path / name)) == ("opened", tmp_path / name)
 

@@ -17,9 +17,11 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import tinyflash
-from tinyflash import cli, commands, terminal
+from tinyflash import cli, terminal
 from tinyflash.cli import main
-from tinyflash.training import run_files, train_command
+from tinyflash.commands import verbs as commands
+from tinyflash.training import run as train_command
+from tinyflash.training import run_files
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import pytest
 from helpers_flash import random_trace
 
 import tinyflash
-from tinyflash.bench import coactivation as bench
+from tinyflash.bench import friends as bench
 from tinyflash.flash import coactivation
-from tinyflash.flash.bundles import BLOCK
 from tinyflash.flash.coactivation import (
     VIRTUAL_NVME,
     chosen_pairs,
@@ -30,7 +29,8 @@ from tinyflash.flash.coactivation import (
     share_befriending_the_busiest,
     simulate,
 )
-from tinyflash.flash.reader import neighbors
+from tinyflash.flash.reading.reader import neighbors
+from tinyflash.flash.store.bundles import BLOCK
 
 TRACES = 300
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinyflash.flash.costs import (
+from tinyflash.costs.cost_model import (
     ENERGY,
     TokenWork,
     elements_of,
@@ -15,7 +15,7 @@ from tinyflash.flash.costs import (
     project,
     reads_of,
 )
-from tinyflash.flash.device_profile import (
+from tinyflash.costs.device_profile import (
     LONG_READ,
     DeviceProfile,
     Figure,
@@ -24,7 +24,7 @@ from tinyflash.flash.device_profile import (
     smallest_read,
     throughput,
 )
-from tinyflash.flash.paper_tables import (
+from tinyflash.costs.paper_tables import (
     DEVICES,
     DRAM_SHARES,
     FFN_SHARE,

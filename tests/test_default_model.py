@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tinyflash
+from tinyflash.checkpoint.sources import embedded
 from tinyflash.evaluate import perplexity
-from tinyflash.sources import embedded
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tinyflash
 from tinyflash import generate
 from tinyflash.families import read_config
-from tinyflash.flash.convert import convert
+from tinyflash.flash.store.convert import convert
 from tinyflash.generate import Generation, greedy
 from tinyflash.kv_cache import KVCache
 from tinyflash.taps import tap_names, tap_shape

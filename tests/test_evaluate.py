@@ -18,7 +18,7 @@ from tinyflash.evaluate import (
     read_questions,
     token_log_probabilities,
 )
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,20 @@ from helpers_goldens import largest_relative
 from helpers_models import CONFIGS, random_weights, write_model
 
 import tinyflash
-from tinyflash.bench.fatrelu import counted_by_engine, held_by_token, measure, read_by_token
+from benchmarks.fatrelu import counted_by_engine, held_by_token, measure, read_by_token
 from tinyflash.families import read_config
-from tinyflash.flash import fatrelu
 from tinyflash.flash.activity import exact_note
-from tinyflash.flash.convert import convert
-from tinyflash.flash.fatrelu import calibrate, thresholds_of, with_thresholds, write_thresholds
 from tinyflash.flash.predictor import FILE as PREDICTOR
-from tinyflash.flash.store import open_store, resident_weights
-from tinyflash.flash.verified import fingerprint, noted, verify_once
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.verified import fingerprint, noted, verify_once
+from tinyflash.flash.training import fatrelu
+from tinyflash.flash.training.fatrelu import (
+    calibrate,
+    thresholds_of,
+    with_thresholds,
+    write_thresholds,
+)
 from tinyflash.training.language_model import next_token_loss
 from tinyflash.training.tape import value_and_grad
 from tinyflash.weights import bytes_of

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config
-from tinyflash.flash import convert as convert_module
-from tinyflash.flash import unfinished
-from tinyflash.flash.convert import convert
-from tinyflash.flash.store import check_store, is_store, open_store
+from tinyflash.flash.store import convert as convert_module
+from tinyflash.flash.store import writing as unfinished
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import check_store, is_store, open_store
 
 TESTS = Path(__file__).parent
 
@@ -119,8 +119,8 @@ MEDIUM = LLAMA_CONFIG | {
 }
 CONVERT_AND_MEASURE = """
 import gguf, json, resource, sys
-import tinyflash.gguf_tokenizer
-from tinyflash.flash import convert as module
+import tinyflash.checkpoint.gguf_tokenizer
+from tinyflash.flash.store import convert as module
 source, out, dtype, leaky = sys.argv[1:]
 if leaky == "leaky":
     module.let_go = lambda array: None
@@ -325,8 +325,8 @@ def test_files_are_on_the_disk_before_the_directory_has_its_name(tmp_path, sourc
 # reports something.
 KILL_AT_EVERY_MOMENT = """
 import os, signal, sys
-from tinyflash.flash import unfinished
-from tinyflash.flash.convert import convert
+from tinyflash.flash.store import writing as unfinished
+from tinyflash.flash.store.convert import convert
 source, folder, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 moment = 0
 while True:
@@ -413,7 +413,9 @@ def test_two_conversions_into_one_place(tmp_path, source):
 
 
 def test_two_processes_into_one_place(tmp_path, source):
-    program = "import sys; from tinyflash.flash.convert import convert; convert(*sys.argv[1:])"
+    program = (
+        "import sys; from tinyflash.flash.store.convert import convert; convert(*sys.argv[1:])"
+    )
     out = tmp_path / "out"
     command = [sys.executable, "-c", program, str(source), str(out)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -20,12 +20,12 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.flash import feed_forward, neuron_sum
-from tinyflash.flash.convert import convert
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import FlashFeedForward
 from tinyflash.flash.neuron_cache import NeuronCache
-from tinyflash.flash.reader import FlashReader
-from tinyflash.flash.store import open_store, resident_weights
+from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store, resident_weights
 from tinyflash.flash.window import Window
 from tinyflash.kv_cache import KVCache
 from tinyflash.transformer import forward
@@ -436,7 +436,7 @@ def test_many_tiles_give_the_same_as_one(monkeypatch):
     weights = random_layer(rng, 40, 6, whole=True)
     x = [rng.integers(-3, 4, (T, 6)).astype(np.float32) for T in (3, 1, 1)]
     for tile_bytes in (1, 4 * 12 * 7, 1 << 20):
-        monkeypatch.setattr("tinyflash.matrices.TILE_BYTES", tile_bytes)
+        monkeypatch.setattr("tinyflash.matrices.half.TILE_BYTES", tile_bytes)
         for mode in ("hybrid", "window"):
             pairs, _ = both(weights, x, dtype="float16", mode=mode, rows=30)
             for expected, computed in pairs:

@@ -8,13 +8,13 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.cli import main
-from tinyflash.flash import verified
 from tinyflash.flash.budget import budget_for, parse_memory, rows_by_layer
-from tinyflash.flash.convert import convert
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.engine import open_engine
 from tinyflash.flash.predictor import Predictor, read_predictors, write_predictors
-from tinyflash.flash.store import open_store
+from tinyflash.flash.store import verified
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store
 from tinyflash.ops import linear
 from tinyflash.taps import FLASH_TAPS
 from tinyflash.transformer import dense_feed_forward, forward, under_prefix

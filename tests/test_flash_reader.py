@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyflash.flash import direct_io, reader
 from tinyflash.flash.counters import ReadCounters
-from tinyflash.flash.direct_io import BLOCK, aligned_empty
-from tinyflash.flash.read_queue import open_queue
-from tinyflash.flash.reader import FlashReader
+from tinyflash.flash.reading import direct_io, reader
+from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
+from tinyflash.flash.reading.read_queue import open_queue
+from tinyflash.flash.reading.reader import FlashReader
 
 FILE_BYTES = 40 * BLOCK + 1234  # its end is in the middle of a block
 ROW_BYTES = (1, 768, 1536, 2304, 4096, 8192, 12_288, 16_384)

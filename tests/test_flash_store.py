@@ -23,14 +23,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tinyflash.checkpoint import digest, open_checkpoint
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config
-from tinyflash.flash.bundles import extents
-from tinyflash.flash.convert import convert
-from tinyflash.flash.rounding import as_dtype
-from tinyflash.flash.store import check_store, is_store, open_store, resident_weights
-from tinyflash.matrices import HalfMatrix, decode
+from tinyflash.files import digest
+from tinyflash.flash.store.bundles import extents
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import check_store, is_store, open_store, resident_weights
+from tinyflash.flash.store.rounding import as_dtype
+from tinyflash.matrices.half import HalfMatrix, decode
 from tinyflash.tokenizer import open_tokenizer, tokenizer_of
 from tinyflash.weights import load_weights
 

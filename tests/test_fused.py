@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 import tinyflash
 from tinyflash.families import read_config, tensor_names
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 
 FUSED = ["persimmon", "falcon", "falcon-40b", "falcon-rw"]
 

@@ -47,7 +47,7 @@ class Scripted:
     def reserve(self, tokens):
         pass
 
-    def with_sampling(self, settings):
+    def settled(self, settings):
         return settings
 
     def keep(self, cache, start, path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint.gguf_file import open_gguf
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.families import read_config
-from tinyflash.gguf_file import open_gguf
 from tinyflash.weights import load_weights
 
 # Awkward on purpose: G divides H, K is not D / H, V is odd; rows divide into blocks of 32.
@@ -364,7 +364,7 @@ def test_without_the_gguf_package_the_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_smollm2_is_the_model_we_think_it_is():
-    from tinyflash.sources import find_smollm2
+    from tinyflash.checkpoint.sources import find_smollm2
 
     checkpoint = open_gguf(find_smollm2())
     config = read_config(checkpoint.config)

@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tinyflash import matrices
-from tinyflash.matrices import HalfMatrix, decode, decode_plainly, widen
+from tinyflash.matrices import half as matrices
+from tinyflash.matrices.half import HalfMatrix, decode, decode_plainly, widen
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 MANTISSA = {"float16": 10, "bfloat16": 7}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyflash.bench.neuron_cache import measure
+from benchmarks.neuron_cache import measure
 from tinyflash.flash.neuron_cache import NaiveNeuronCache, NeuronCache
 
 F, WIDTH = 12, 3

@@ -11,7 +11,7 @@ from tinyflash import one_page
 from tinyflash.flash import feed_forward
 from tinyflash.flash.feed_forward import FlashFeedForward
 from tinyflash.flash.neuron_cache import NeuronCache
-from tinyflash.flash.reader import FlashReader
+from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.one_page import Flash, FlashLayer, active_neurons, dense
 
 # OpenBLAS computes with the garbage beside odd-sized rows too, and its flag makes NumPy warn now

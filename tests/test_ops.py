@@ -8,7 +8,7 @@ import pytest
 
 from tinyflash import ops
 from tinyflash.config import Rope
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 
 X = np.random.default_rng(0).standard_normal((3, 5))
 GAIN = np.array([0.5, -1.2, 2.0, 0.1, 1.0], dtype=np.float64)

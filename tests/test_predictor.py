@@ -11,9 +11,6 @@ import pytest
 from helpers_models import CONFIGS, TOKENIZER_TEXT, write_model
 
 from tinyflash.flash import predictor as files
-from tinyflash.flash import predictor_run, verified
-from tinyflash.flash import train_predictor as command
-from tinyflash.flash.convert import convert
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.predictor import (
     Predictor,
@@ -22,8 +19,12 @@ from tinyflash.flash.predictor import (
     sigmoid,
     write_predictors,
 )
-from tinyflash.flash.predictor_report import distinct_in_windows, held_by_window, measure
-from tinyflash.flash.predictor_training import (
+from tinyflash.flash.store import verified
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import check_store, open_store
+from tinyflash.flash.training import run as command
+from tinyflash.flash.training import run_state as predictor_run
+from tinyflash.flash.training.learning import (
     Recipe,
     Recorded,
     balanced_loss,
@@ -33,8 +34,8 @@ from tinyflash.flash.predictor_training import (
     train_predictor_of,
     truncated_svd,
 )
-from tinyflash.flash.store import check_store, open_store
-from tinyflash.matrices import HalfMatrix
+from tinyflash.flash.training.report import distinct_in_windows, held_by_window, measure
+from tinyflash.matrices.half import HalfMatrix
 from tinyflash.training.tape import value_and_grad
 
 F, D, R = 40, 24, 5
@@ -341,7 +342,7 @@ def test_beginning_with_the_svd_beats_random_factors(monkeypatch):
 
     with_svd = needless(train_predictor_of(recorded, projection, bias, wanted))
     monkeypatch.setattr(
-        "tinyflash.flash.predictor_training.truncated_svd",
+        "tinyflash.flash.training.learning.truncated_svd",
         lambda matrix, rank, seed: (
             rng.standard_normal((rank, 32)).astype(np.float32),
             rng.standard_normal((64, rank)).astype(np.float32),
@@ -453,9 +454,9 @@ def test_the_command_trains_every_layer(store, text):
 
 
 def test_what_is_recorded_is_what_the_model_does(store):
-    from tinyflash.flash.layer_by_layer import embedded_sequences, layer_weights
-    from tinyflash.flash.reader import FlashReader
-    from tinyflash.flash.store import resident_weights
+    from tinyflash.flash.reading.reader import FlashReader
+    from tinyflash.flash.store.directory import resident_weights
+    from tinyflash.flash.training.layer_by_layer import embedded_sequences, layer_weights
     from tinyflash.model import load
 
     ids = [np.array([2, 17, 9, 30, 8, 21], dtype=np.int64), np.array([2, 5], dtype=np.int64)]

@@ -30,8 +30,8 @@ from helpers_pytorch_bin import (
     write_zip,
 )
 
-from tinyflash.checkpoint import Checkpoint
-from tinyflash.pytorch_bin import pytorch_entries
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.pytorch_bin import pytorch_entries
 
 TWELVE = np.arange(12, dtype=np.float32)
 
@@ -303,7 +303,7 @@ def test_nothing_is_executed(tmp_path, extension, attack):
         ("", "os.system"),
         ("os", ""),
         ("numpy.core.multiarray", "_reconstruct"),
-        ("tinyflash.checkpoint", "open_checkpoint"),
+        ("tinyflash.checkpoint.opening", "open_checkpoint"),
     ],
 )
 def test_any_other_global_is_refused_by_name(tmp_path, module, attribute):

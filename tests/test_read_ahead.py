@@ -9,8 +9,8 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.flash import read_ahead
-from tinyflash.flash.convert import convert
-from tinyflash.flash.store import open_store
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store
 
 
 class Told:

@@ -8,10 +8,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tinyflash.flash import read_queue, reader
-from tinyflash.flash.direct_io import BLOCK, aligned_empty, open_direct
-from tinyflash.flash.read_queue import ReadQueue, open_queue
-from tinyflash.flash.reader import FlashReader
+from tinyflash.flash.reading import read_queue, reader
+from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty, open_direct
+from tinyflash.flash.reading.read_queue import ReadQueue, open_queue
+from tinyflash.flash.reading.reader import FlashReader
 
 BLOCKS = 600
 

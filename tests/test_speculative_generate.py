@@ -17,9 +17,8 @@ from test_verify import assert_another_law, differ
 import tinyflash
 from tinyflash import transformer
 from tinyflash.cli import main
-from tinyflash.drafters import drafter_for
-from tinyflash.flash.convert import convert
-from tinyflash.flash.store import open_store
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.window import Window
 from tinyflash.generate import Generation, compute, greedy
 from tinyflash.kv_cache import KVCache
@@ -600,9 +599,9 @@ def test_bad_drafters_are_one_sentence(folders, stranger, tmp_path, capsys, argu
 
 
 def test_no_redrafter_is_one_sentence(models, monkeypatch):
-    monkeypatch.setattr(tinyflash.drafters, "EMBEDDED", "nothing-of-this-name")
+    monkeypatch.setattr(tinyflash.speculative.drafters, "EMBEDDED", "nothing-of-this-name")
     with pytest.raises(FileNotFoundError, match="^No ReDrafter drafter comes with"):
-        drafter_for(models["opt"], "redrafter")
+        models["opt"].drafter("redrafter")
 
 
 @pytest.mark.parametrize("width, length", [(0, 5), (4, 0)])
@@ -611,7 +610,7 @@ def test_redrafter_wants_a_width_and_a_length(models, tmp_path, width, length):
     config = DrafterConfig(model.config.vocab_size, model.config.width, 9, 1)
     save_drafter(tmp_path / "drafter", random_drafter(config))
     with pytest.raises(ValueError, match="at least 1 beam of at least 1 token"):
-        drafter_for(model, tmp_path / "drafter", width, length)
+        model.drafter(tmp_path / "drafter", width, length)
     made = finished(model, drafter=str(tmp_path / "drafter"))
     assert made.ids == until_end(model, greedy(model, PROMPT, NEW)) and made.counts.drafted > 0
 

@@ -16,9 +16,9 @@ from helpers_models import write_model
 from safetensors.numpy import load_file
 
 import tinyflash
-from tinyflash import synth, synth_statistics
+from benchmarks import synth, synth_statistics
+from benchmarks.synth import SHAPES, Shape, hf_config, planned_shards, stored_tensors, synthesize
 from tinyflash.families import read_config
-from tinyflash.synth import SHAPES, Shape, hf_config, planned_shards, stored_tensors, synthesize
 
 SMALL = {
     "opt": Shape("opt", 3, 256, 4, 4, 1024, 2048, 512, (2.0, 5.0), directions=24),
@@ -250,7 +250,7 @@ def test_what_is_not_planted_is_missed(family, noise, slow, missed, tmp_path, mo
 
 KILLED = """
 import os, signal, sys
-from tinyflash.synth import Shape, synthesize
+from benchmarks.synth import Shape, synthesize
 def report(done, total):
     if done == 20:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from tinyflash.checkpoint import Checkpoint
-from tinyflash.gguf_file import GGUFCheckpoint
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.gguf_file import GGUFCheckpoint
 from tinyflash.tokenizer import open_tokenizer, tokenizer_of
 
 CORPUS = [
@@ -413,8 +413,8 @@ def test_of_several_templates_the_default_is_taken(tmp_path):
 def test_smollm2_encodes_as_its_published_tokenizer():
     # The ids are transformers' for the same GGUF with Digits put before its ByteLevel, which is
     # the pre-tokenizer of the published tokenizer.json; equal on 2 560 texts.
-    from tinyflash.gguf_file import open_gguf
-    from tinyflash.sources import find_smollm2
+    from tinyflash.checkpoint.gguf_file import open_gguf
+    from tinyflash.checkpoint.sources import find_smollm2
 
     tokenizer = tokenizer_of(open_gguf(find_smollm2()))
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (1, (2,), 49152)

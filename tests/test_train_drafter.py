@@ -16,10 +16,19 @@ from helpers_models import (
 import tinyflash
 from tinyflash.cli import main
 from tinyflash.families import read_config
-from tinyflash.flash.convert import convert
+from tinyflash.flash.store.convert import convert
 from tinyflash.generate import greedy
-from tinyflash.speculative import drafter_examples, drafter_training, train_drafter
-from tinyflash.speculative.drafter_examples import (
+from tinyflash.speculative.drafter_files import (
+    Drafter,
+    DrafterConfig,
+    load_drafter,
+    weight_shapes,
+)
+from tinyflash.speculative.redrafter import beam_search, embedder
+from tinyflash.speculative.training import examples as drafter_examples
+from tinyflash.speculative.training import learning as drafter_training
+from tinyflash.speculative.training import run as train_drafter
+from tinyflash.speculative.training.examples import (
     HIDDEN,
     TOKENS,
     Examples,
@@ -28,13 +37,7 @@ from tinyflash.speculative.drafter_examples import (
     examples_of,
     record_examples,
 )
-from tinyflash.speculative.drafter_files import (
-    Drafter,
-    DrafterConfig,
-    load_drafter,
-    weight_shapes,
-)
-from tinyflash.speculative.drafter_training import (
+from tinyflash.speculative.training.learning import (
     Recipe,
     accuracy,
     draft_loss,
@@ -42,7 +45,6 @@ from tinyflash.speculative.drafter_training import (
     tokens_per_step,
     train,
 )
-from tinyflash.speculative.redrafter import beam_search, embedder
 from tinyflash.training.tape import value_and_grad
 
 N = 3  # offsets, where a test may choose

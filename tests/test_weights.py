@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import tinyflash
 from tinyflash import weights as weights_module
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.config import weight_shapes
 from tinyflash.families import family_prefix, read_config
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 from tinyflash.weights import load_weights, save_checkpoint
 
 

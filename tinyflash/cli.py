@@ -9,9 +9,10 @@ import os
 import sys
 
 import tinyflash
-from tinyflash import commands, train_commands
-from tinyflash.flash.bundles import BUNDLINGS
+from tinyflash.commands import train as train_commands
+from tinyflash.commands import verbs as commands
 from tinyflash.flash.feed_forward import MODES
+from tinyflash.flash.store.bundles import BUNDLINGS
 
 
 def main(arguments=None):

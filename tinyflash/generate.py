@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
-from tinyflash.drafters import drafter_for, spare_nodes
 from tinyflash.kv_cache import common_length
 from tinyflash.sampling import check_sampling, distribution, draw
 from tinyflash.speculative.counts import StepCounts
+from tinyflash.speculative.drafters import NoDrafter, spare_nodes
 from tinyflash.speculative.tree import chain
 from tinyflash.speculative.verify import verify
 from tinyflash.transformer import no_tap
@@ -64,7 +64,7 @@ class Generation:
         seed           : of the random draws; None draws differently each time
         stop           : strings (or one); the text ends before the first that appears
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
-        drafter        : what proposes tokens, or a word for it, see drafters.drafter_for
+        drafter        : what proposes tokens, see speculative/drafters.py; None proposes nothing
         tap            : shown the tensors of every pass, and draft.* of every step (taps.py)
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
@@ -91,7 +91,7 @@ class Generation:
         self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
         self.rng = np.random.default_rng(seed)
         self.stop = stop
-        self.drafter = drafter_for(model, drafter)
+        self.drafter = NoDrafter() if drafter is None else drafter
         if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
             self.drafter.begin(self.choose, self.rng)
         self.tap = tap
@@ -290,7 +290,7 @@ class Chat:
         # What the cache holds beyond the common beginning was tokenized otherwise; and the last
         # token is always computed again, because its logits are wanted.
         kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
-        settings = self.model.with_sampling(settings)
+        settings = self.model.settled(settings)
         generation = Generation(self.model, ids, cache=self.cache, **settings)
         self.cache.truncate(kept)
         self.answered, self.generation = messages, generation

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tinyflash.matrices import decode, pool
+from tinyflash.matrices.half import decode
+from tinyflash.workers import pool
 
 
 class KVCache:

@@ -6,19 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash.checkpoint import Checkpoint, open_checkpoint
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.sources import find_model
 from tinyflash.config import ModelConfig, is_number
 from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
-from tinyflash.flash.store import is_store, open_store
-from tinyflash.flash.stored import store_of
+from tinyflash.flash.store.cached import store_of
+from tinyflash.flash.store.directory import is_store, open_store
 from tinyflash.generate import Chat, Generation
 from tinyflash.kv_cache import KVCache
-from tinyflash.matrices import HalfMatrix, blas
-from tinyflash.sources import find_model
+from tinyflash.matrices.half import HalfMatrix
+from tinyflash.speculative.drafters import drafter_for
 from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
+from tinyflash.workers import blas
 
 FEW_TOKENS = 16
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -123,12 +126,22 @@ class Model:
         """A Generation: iterate over it for pieces of text.
 
         prompt   : str (encoded with the tokens that begin a text), or a list of token ids
-        settings : max_new_tokens, temperature, top_k, top_p, seed, stop, drafter; see Generation.
+        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation; and
+                   drafter, an object or a word for one, see `drafter`.
                    Where temperature, top_k and top_p are all left out, the model's own are taken
         raises   : ValueError for settings that mean nothing, a prompt that does not fit, or text
                    where there is no tokenizer
         """
-        return Generation(self, self.encode(prompt), **self.with_sampling(settings))
+        return Generation(self, self.encode(prompt), **self.settled(settings))
+
+    def drafter(self, word, width=None, length=None):
+        """The drafter that a word means, at work for this model; see speculative/drafters.py."""
+        return drafter_for(self, word, load, width, length)
+
+    def settled(self, settings):
+        """The settings as Generation takes them: the model's own sampling, and a drafter."""
+        settings = self.with_sampling(settings)
+        return settings | {"drafter": self.drafter(settings.get("drafter"))}
 
     def with_sampling(self, settings):
         """The settings, with the model's own way of sampling where they say nothing of it.

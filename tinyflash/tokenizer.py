@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tinyflash.checkpoint import json_object
+from tinyflash.files import json_object
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
@@ -166,7 +166,7 @@ def tokenizer_of(checkpoint):
     """
     if checkpoint.path.is_file():
         # here and not above, because that file builds on this one
-        from tinyflash.gguf_tokenizer import tokenizer_from_gguf
+        from tinyflash.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 
         return tokenizer_from_gguf(checkpoint)
     try:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tinyflash.config import weight_shapes
 from tinyflash.families import family_prefix, tensor_names
-from tinyflash.matrices import HalfMatrix, decode, refuse_infinite
+from tinyflash.matrices.half import HalfMatrix, decode, refuse_infinite
 
 # Tensors that old checkpoints carry and that the config already says: masks and frequencies.
 BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "embeddings.position_ids")

@@ -27,8 +27,8 @@ from tinyflash.bench.disk_profile import (
     save_profile,
     show_profile,
 )
-from tinyflash.flash.direct_io import BLOCK, aligned_empty
-from tinyflash.flash.reader import FlashReader
+from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
+from tinyflash.flash.reading.reader import FlashReader
 
 CHUNKS = tuple(1024 * n for n in (4, 8, 16, 32, 64, 256, 1024))  # bytes of one read
 THREADS = (1, 4, 16, 32)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tinyflash import terminal
-from tinyflash.flash.device_profile import PHASES, speeds_of
+from tinyflash.costs.device_profile import PHASES, speeds_of
 
 KIB = 1024
 

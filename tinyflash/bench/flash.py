@@ -21,18 +21,18 @@ import tinyflash
 from tinyflash import terminal
 from tinyflash.bench.flash_derived import with_derived
 from tinyflash.bench.flash_report import show
-from tinyflash.checkpoint import Checkpoint
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.sources import embedded, find_model
+from tinyflash.costs.cost_model import elements_of
+from tinyflash.costs.device_profile import load_profile
 from tinyflash.flash.budget import parse_memory
-from tinyflash.flash.costs import elements_of
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.device_profile import load_profile
 from tinyflash.flash.feed_forward import MODES
-from tinyflash.flash.store import FFN, RESIDENT, open_store
-from tinyflash.flash.stored import store_of
-from tinyflash.flash.verified import verify_once
-from tinyflash.matrices import HalfMatrix
+from tinyflash.flash.store.cached import store_of
+from tinyflash.flash.store.directory import FFN, RESIDENT, open_store
+from tinyflash.flash.store.verified import verify_once
+from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import linear
-from tinyflash.sources import embedded, find_model
 from tinyflash.tokenizer import tokenizer_of
 
 SAME_COST = ("naive", "hybrid")  # modes in which every token costs the same, and much:

@@ -5,9 +5,9 @@ Shares, ratios, bounds, energy, and the projections onto other machines, for eac
 
 from dataclasses import asdict
 
-from tinyflash.flash.costs import ENERGY, TokenWork, energy, project
-from tinyflash.flash.device_profile import Figure, disk_profile
-from tinyflash.flash.paper_tables import (
+from tinyflash.costs.cost_model import ENERGY, TokenWork, energy, project
+from tinyflash.costs.device_profile import Figure, disk_profile
+from tinyflash.costs.paper_tables import (
     DEVICES,
     DISAGREEMENTS,
     DRAM_SHARES,

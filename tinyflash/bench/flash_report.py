@@ -1,7 +1,7 @@
 """The tables of a flash benchmark, beside those of the paper. Nothing is computed here."""
 
 from tinyflash import terminal
-from tinyflash.flash.paper_tables import MODEL
+from tinyflash.costs.paper_tables import MODEL
 
 PAPER = f"paper, {MODEL}"
 PAPERS_K = 5  # or 4: the paper has both

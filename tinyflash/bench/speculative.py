@@ -20,10 +20,9 @@ import numpy as np
 
 import tinyflash
 from tinyflash import terminal
-from tinyflash.drafters import drafter_for
+from tinyflash.checkpoint.sources import embedded
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.generate import Generation
-from tinyflash.sources import embedded
 from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.redrafter import ReDrafter
 from tinyflash.speculative.replay import Replay, expected_tokens
@@ -176,7 +175,7 @@ def drafters_of(model, options, widths, alphas):
             continue
         length = None if word == "ngram" else options.length
         try:
-            drafter = drafter_for(model, word, length=length)
+            drafter = model.drafter(word, length=length)
         except (ValueError, OSError):
             if options.drafters:
                 raise

@@ -16,7 +16,7 @@ and `knows`, the parts in `known`: their rows need not be fetched any more.
 import numpy as np
 
 from tinyflash.flash.neuron_rows import NeuronRows, ranges
-from tinyflash.matrices import HalfMatrix
+from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import activation, linear
 
 ZERO_ON_AN_INTERVAL = ("relu", "relu2")  # the others are zero at single points, if anywhere

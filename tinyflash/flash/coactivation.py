@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tinyflash.flash.costs import TokenWork, project
-from tinyflash.flash.device_profile import DeviceProfile, Figure
-from tinyflash.flash.reader import BLOCK, round_down, round_up
+from tinyflash.costs.cost_model import TokenWork, project
+from tinyflash.costs.device_profile import DeviceProfile, Figure
+from tinyflash.flash.reading.reader import BLOCK, round_down, round_up
 
 THREADS = 16  # reads in flight
 SOURCE = "measured with a FlashReader of 16 threads on a virtual NVMe disk"

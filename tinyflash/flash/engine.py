@@ -4,16 +4,16 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from tinyflash.costs.paper_tables import DRAM_SHARES
 from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.fatrelu import thresholds_of
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, FlashFeedForward
-from tinyflash.flash.paper_tables import DRAM_SHARES
 from tinyflash.flash.predictor import read_predictors
-from tinyflash.flash.read_queue import open_queue
-from tinyflash.flash.reader import FlashReader
-from tinyflash.flash.store import FFN, Store, resident_weights
-from tinyflash.flash.verified import verify_once
+from tinyflash.flash.reading.read_queue import open_queue
+from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.flash.store.directory import FFN, Store, resident_weights
+from tinyflash.flash.store.verified import verify_once
+from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.transformer import no_tap
 from tinyflash.weights import bytes_of
 

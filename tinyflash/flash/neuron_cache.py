@@ -15,7 +15,7 @@ end: the matrix is allocated once, and only c rows are copied for c deletions.
 
 import numpy as np
 
-from tinyflash.flash.direct_io import aligned_empty
+from tinyflash.flash.reading.direct_io import aligned_empty
 
 
 class NeuronCache:
@@ -106,7 +106,7 @@ class NeuronCache:
 class NaiveNeuronCache:
     """What NeuronCache saves us from: every change allocates the matrix anew and copies it all.
 
-    The same attributes and methods, for comparison; `bench/neuron_cache.py` measures both.
+    The same attributes and methods, for comparison; `benchmarks/neuron_cache.py` measures both.
     """
 
     def __init__(self, rows, width, F, dtype, bias_dtype=np.float32):

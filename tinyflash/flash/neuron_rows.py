@@ -8,10 +8,10 @@ that are known otherwise are left out.
 
 import numpy as np
 
-from tinyflash.flash.bundles import regions_of
 from tinyflash.flash.counters import ReadCounters
-from tinyflash.flash.direct_io import aligned_empty
-from tinyflash.matrices import refuse_infinite
+from tinyflash.flash.reading.direct_io import aligned_empty
+from tinyflash.flash.store.bundles import regions_of
+from tinyflash.matrices.half import refuse_infinite
 
 
 class NeuronRows:

@@ -6,8 +6,8 @@ that are predicted, often less than half fire.
 
 import numpy as np
 
-from tinyflash import matrices
-from tinyflash.matrices import FLOAT16_SCALE, decoder_for, widen
+from tinyflash.matrices import half as matrices
+from tinyflash.matrices.half import FLOAT16_SCALE, decoder_for, widen
 from tinyflash.ops import activation
 
 SHARED_ROWS = 64  # fewer are not worth a second worker

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash.flash.bundles import SAFETENSORS_NAMES, layout
-from tinyflash.flash.store import MANIFEST, check_digest, open_store
-from tinyflash.flash.unfinished import digested_file, flush
-from tinyflash.flash.verified import fingerprint, note_verified, noted
-from tinyflash.matrices import HalfMatrix, refuse_infinite
+from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.flash.store.bundles import SAFETENSORS_NAMES, layout
+from tinyflash.flash.store.directory import MANIFEST, check_digest, open_store
+from tinyflash.flash.store.verified import fingerprint, note_verified, noted
+from tinyflash.flash.store.writing import digested_file, flush
+from tinyflash.matrices.half import HalfMatrix, refuse_infinite
 from tinyflash.ops import linear
-from tinyflash.safetensors_file import safetensors_entries
 
 FILE = "predictor.safetensors"
 AGAIN = "train the predictors again"

@@ -19,9 +19,10 @@ import numpy as np
 from safetensors.numpy import save
 
 import tinyflash
-from tinyflash.checkpoint import digest, json_object, open_checkpoint
+from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.files import digest, json_object
 from tinyflash.oracle.diff import TOLERANCES, top_two_margins
-from tinyflash.safetensors_file import safetensors_entries
 from tinyflash.taps import SQUARE_TAPS, short_name
 
 FORMAT = 1

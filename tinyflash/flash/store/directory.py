@@ -1,0 +1,215 @@
+"""The flash directory: what it holds, opening it, checking it.
+
+    config.json  tokenizer.json ...   the model's own small files, as they are
+    resident.safetensors              all weights but the matrices of the feed-forward, under the
+                                      checkpoint's names: what stays in DRAM
+    ffn.safetensors                   those matrices, neuron by neuron (bundles.py)
+    flash.json                        the manifest, written last: format version, source digests,
+                                      dtype, bundling, block size, thresholds, and the size and
+                                      SHA-256 of every other file
+
+Both weight files are ordinary safetensors files.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.config import ModelConfig, weight_shapes
+from tinyflash.families import read_config
+from tinyflash.files import json_object
+from tinyflash.flash.store.bundles import (
+    BLOCK,
+    BUNDLINGS,
+    NUMPY_NAMES,
+    ffn_layout,
+    parts_of,
+    regions_of,
+    tensor_name,
+)
+from tinyflash.weights import bind_all, locate
+
+FORMAT_VERSION = 1
+MANIFEST, RESIDENT, FFN = "flash.json", "resident.safetensors", "ffn.safetensors"
+AGAIN = "convert the model again"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A flash directory that was found whole.
+
+    hf_config: its config.json
+    dtype    : of the feed-forward: "float16", "bfloat16" or "float32"
+    bundling : "row-column" or "plain"
+    parts    : ("up", "down") or ("up", "gate", "down")
+    ffn_path : its ffn.safetensors
+    regions  : for each layer the byte in that file at which each region begins: "bundle" (F, parts
+               · D), or one of (F, D) a part, the columns of down as rows. Layers that share
+               weights begin at the same bytes
+    manifest : its flash.json
+    """
+
+    path: Path
+    config: ModelConfig
+    hf_config: dict
+    dtype: str
+    bundling: str
+    parts: tuple[str, ...]
+    ffn_path: Path
+    regions: list[dict[str, int]]
+    manifest: dict
+
+    @property
+    def numpy_dtype(self):
+        """What NumPy reads the feed-forward as; uint16 for the bits of bfloat16."""
+        return NUMPY_NAMES[self.dtype]
+
+    @property
+    def row_bytes(self):
+        """Bytes of one bundle row."""
+        return len(self.parts) * self.config.width * np.dtype(self.numpy_dtype).itemsize
+
+
+def is_store(path):
+    """Whether this is a flash directory, whole or damaged."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def open_store(path):
+    """Open a flash directory; of the weights only headers and sizes are looked at.
+
+    raises: FileNotFoundError if it is none, or a file is missing; ValueError if a file is
+            truncated or damaged, or of a format version that we do not have. Changed weights are
+            for `check_store` to find
+    """
+    path = Path(path)
+    if not is_store(path):
+        raise FileNotFoundError(
+            f"{path} is no flash directory (it has no {MANIFEST}); "
+            f"tinyflash convert MODEL OUT writes one."
+        )
+    manifest = read_manifest(path)
+    for name, about in manifest["files"].items():
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path / name} is missing; {AGAIN}.")
+        nbytes = (path / name).stat().st_size
+        if nbytes != about["bytes"]:
+            raise ValueError(
+                f"{path / name} is truncated or damaged: it has {nbytes:,} bytes and was written "
+                f"with {about['bytes']:,}; {AGAIN}."
+            )
+        if not name.endswith(".safetensors"):  # the small ones are checked in full
+            check_digest(path / name, about["sha256"])
+    hf_config = json_object((path / "config.json").read_bytes(), path / "config.json")
+    config = read_config(hf_config)
+    dtype, bundling, parts = manifest["dtype"], manifest["bundling"], parts_of(config)
+    expected = ffn_layout(config, bundling, dtype)
+    with open(path / FFN, "rb") as file:
+        if file.read(len(expected.header)) != expected.header:
+            raise ValueError(
+                f"{path / FFN} is damaged: its header is not that of the feed-forward which "
+                f"config.json and {MANIFEST} describe; {AGAIN}."
+            )
+    safetensors_entries(path / RESIDENT)  # raises
+    regions = [
+        {
+            region: expected.offsets[tensor_name(config.weight_layer(layer), region)]
+            for region in regions_of(parts, bundling)
+        }
+        for layer in range(config.layers)
+    ]
+    return Store(path, config, hf_config, dtype, bundling, parts, path / FFN, regions, manifest)
+
+
+def read_manifest(path):
+    """The flash.json of a flash directory; ValueError if it is damaged or of another version."""
+    file = path / MANIFEST
+    manifest = json_object(file.read_bytes(), file, unique_keys=True)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} is of format version {version!r}, and this tinyflash reads {FORMAT_VERSION}; "
+            f"{AGAIN}."
+        )
+    files = manifest.get("files")
+    sane = (
+        manifest.get("dtype") in tuple(NUMPY_NAMES)
+        and manifest.get("bundling") in BUNDLINGS
+        and manifest.get("block_size") == BLOCK
+        and isinstance(files, dict)
+        and {"config.json", RESIDENT, FFN} <= files.keys()
+        and all(Path(name).name == name and name.isprintable() for name in files)
+        and all(
+            isinstance(about, dict)
+            and type(about.get("bytes")) is int
+            and isinstance(about.get("sha256"), str)
+            for about in files.values()
+        )
+    )
+    if not sane:
+        raise ValueError(f"{file} is damaged: it does not describe a flash directory; {AGAIN}.")
+    return manifest
+
+
+def check_store(store, progress=None):
+    """Read every file of a flash directory and compare its digest with flash.json's.
+
+    progress: function (bytes done, bytes in all), or None
+    raises  : ValueError that names the first file that differs
+    """
+    files = store.manifest["files"]
+    total = sum(about["bytes"] for about in files.values())
+    done = 0
+
+    def report(nbytes):
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress(done, total)
+
+    for name, about in files.items():
+        check_digest(store.path / name, about["sha256"], report)
+
+
+def check_digest(file, expected, report=lambda nbytes: None):
+    """Raise a ValueError if the SHA-256 of a file is not the expected one."""
+    if file_digest(file, report) != expected:
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is not the one that {MANIFEST} has for it; {AGAIN}."
+        )
+
+
+def file_digest(path, report):
+    """SHA-256 of a file in hexadecimal; `report` is told the bytes of each piece read."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            sha256.update(piece)
+            report(len(piece))
+    return sha256.hexdigest()
+
+
+def resident_weights(store, dtype=np.float32):
+    """Every weight but the matrices of the feed-forward, mapped where that is possible.
+
+    dtype  : what they are decoded to: float32, or float64 for proofs
+    returns: dict of our names -> array or HalfMatrix, as `tinyflash.weights.load_weights` has it
+    raises : ValueError if one is missing, misshapen, or has Inf or NaN
+    """
+    checkpoint = Checkpoint(store.path, store.hf_config, safetensors_entries(store.path / RESIDENT))
+    flash = flash_names(store.config)
+    names = [name for name in weight_shapes(store.config) if name not in flash]
+    return bind_all(checkpoint, locate(checkpoint, store.config, names), dtype)
+
+
+def flash_names(config):
+    """Our names of the weights that stay on flash, in the order in which they lie there."""
+    return [
+        f"layers.{layer}.ffn.{part}.weight"
+        for layer in range(config.weight_layers)
+        for part in parts_of(config)
+    ]

@@ -1,0 +1,1 @@
+"""Training the activity predictors and choosing thresholds, layer by layer."""

@@ -1,0 +1,231 @@
+"""`tinyflash train predictor`: from a model and a text to predictors in its flash directory.
+
+All sequences pass through one layer after the other (layer_by_layer.py). What a layer does with
+them is recorded, its predictor is trained and measured, and what was recorded is dropped again:
+DRAM holds one layer and the residual stream. After each layer the state is saved beside the flash
+directory, so that the same command goes on where it was killed.
+"""
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.sources import find_model
+from tinyflash.flash.activity import exact_note
+from tinyflash.flash.predictor import Predictor, write_predictors
+from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.flash.store.cached import store_of
+from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.verified import verify_once
+from tinyflash.flash.training.fatrelu import calibrate, thresholds_of, write_thresholds
+from tinyflash.flash.training.layer_by_layer import (
+    embedded_sequences,
+    layer_weights,
+    let_go_of,
+    run_block,
+)
+from tinyflash.flash.training.learning import (
+    Recipe,
+    Recorded,
+    choose_threshold,
+    train_predictor_of,
+)
+from tinyflash.flash.training.report import measure
+from tinyflash.flash.training.run_state import begin_or_resume, forget, save_layer
+from tinyflash.ops import activation
+from tinyflash.tokenizer import tokenizer_of
+from tinyflash.training.texts import read_texts, split_sequences
+from tinyflash.workers import WORKERS, blas
+
+
+def train_predictor(options, report):
+    """Train as the command line says; the flash directory gets all predictors at once, or none.
+
+    options : the parsed arguments
+    report  : function (layers done, layers, **numbers), for progress
+    returns : dict for the summary, "layers" among it
+    raises  : ValueError or OSError, one sentence, for bad input
+    """
+    for name, value in (("--false-negatives", options.false_negatives),
+                        ("--sparsity", options.sparsity)):  # fmt: skip
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name} is a share between 0 and 1, not {value}.")
+    for name, value in (("--epochs", options.epochs), ("--tokens", options.tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+    store = open_store(store_of(find_model(options.model)))
+    ranks = parse_ranks(options.ranks, store.config)
+    verify_once(store)
+    tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
+    if tokenizer is None:
+        raise ValueError(f"{store.path} has no tokenizer, so it cannot read --text.")
+    text = read_texts(tokenizer, options.text)
+    heldout = read_texts(tokenizer, [options.heldout]) if options.heldout else None
+    parts = split_sequences(text, heldout, tokenizer, store.config, options.tokens)
+    if options.sparsity is not None:
+        thresholds = calibrate(store, parts["train"], options.sparsity, report)
+        if thresholds != thresholds_of(store):
+            store = write_thresholds(store, thresholds)
+    elif exact_note(store.config) and thresholds_of(store) is None:
+        raise ValueError(
+            f"There is nothing to predict: {exact_note(store.config)} Give --sparsity 0.9 to "
+            "choose one."
+        )
+    began = time.perf_counter()
+    recipes = [Recipe(rank, options.epochs) for rank in ranks]
+    store, layers = train_predictors(store, parts, recipes, options.false_negatives, report)
+    tokens = {part: sum(map(len, sequences)) for part, sequences in parts.items()}
+    errors = ("false_negatives", "false_positives", "predicted", "active")
+    return {
+        "store": str(store.path),
+        "tokens": tokens,
+        "seconds": round(time.perf_counter() - began, 1),
+        **{name: float(np.mean([layer[name] for layer in layers])) for name in errors},
+        "layers": layers,
+    }
+
+
+def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
+    """Train a predictor for each layer, and write them into the flash directory.
+
+    parts   : dict "train", "calibration", "heldout" -> list of sequences, int (T,) each
+    recipes : one Recipe a layer;  false_negatives : wanted share, on the calibration text
+    report  : function (layers done, layers, **numbers), or None
+    returns : the Store opened again; what flash.json says of each layer, list of dicts
+    raises  : ValueError if a run in progress has other settings; OSError if flash cannot be read
+    """
+    config, L = store.config, store.config.layers
+    sequences = [ids for part in parts.values() for ids in part]
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(np.asarray(ids, dtype=np.int64).tobytes())
+    thresholds = thresholds_of(store)
+    description = {
+        "model": {name: about["sha256"] for name, about in sorted(store.manifest["files"].items())
+                  if name in ("resident.safetensors", "ffn.safetensors")},
+        "recipes": [asdict(recipe) for recipe in recipes],
+        "false negatives": false_negatives,
+        "text": digest.hexdigest(),
+        "parts": {part: len(of) for part, of in parts.items()},
+        "thresholds": thresholds,
+    }  # fmt: skip
+    state = Path(f"{store.path}.training")
+    weights = resident_weights(store)
+    predictors, measured, stream = begin_or_resume(state, description, sequences)
+    if stream is None:
+        stream = embedded_sequences(weights, config, sequences)
+    with FlashReader(store.ffn_path) as reader:
+        for i in range(len(predictors), L):
+            threshold = thresholds[i] if thresholds else None
+            layer = layer_weights(store, reader, weights, i, threshold)
+            recorded = record_layer(layer, config, i, stream)
+            of = divided(recorded, parts)
+            prefix = f"layers.{config.weight_layer(i)}.ffn."
+            name = prefix + ("gate" if config.gated else "up")
+            projection, bias = layer[f"{name}.weight"], layer.get(f"{name}.bias")
+            predictor = train_predictor_of(of["train"], projection, bias, recipes[i])
+            cutoff = choose_threshold(predictor, of["calibration"], false_negatives)
+            predictor = Predictor(predictor.down, predictor.up, predictor.bias, cutoff)
+            predictors.append(predictor)
+            measured.append(measure(predictor, of["heldout"], [len(x) for x in parts["heldout"]]))
+            let_go_of(layer)
+            save_layer(state, predictors, measured, stream)
+            if report:
+                errors = measured[-1]["false_negatives"], measured[-1]["false_positives"]
+                report(i + 1, L, missed=errors[0], needless=errors[1])
+    tokens = sum(len(ids) for ids in parts["train"])
+    about = {"layers": measured, "text": description["text"], "tokens": tokens}
+    store = write_predictors(store, predictors, about)
+    forget(state)
+    return store, store.manifest["predictor"]["layers"]
+
+
+def record_layer(layer, config, i, stream):
+    """Take all sequences through layer i, and record what its feed-forward saw and did.
+
+    Two workers take a sequence each, and BLAS one thread: small products wait for nobody.
+
+    layer  : what `layer_weights` gave
+    stream : list of (T, D), moved on in place to what enters the next layer
+    returns: Recorded, the sequences in order
+    """
+    F, D = config.ffn_width, config.width
+    starts = np.cumsum([0] + [len(x) for x in stream])
+    inputs = np.empty((starts[-1], D), dtype=np.float16)
+    bits = np.empty((starts[-1], -(-F // 8)), dtype=np.uint8)
+    threshold = layer.get(f"layers.{config.weight_layer(i)}.ffn.threshold")
+    activate = activation(config.activation, threshold)
+    telling = "ffn.gate" if config.gated else "ffn.pre"
+
+    def run(n):
+        tokens = slice(starts[n], starts[n + 1])
+
+        def see(name, tensor):
+            if name == "ffn.in":
+                inputs[tokens] = np.clip(tensor, -65504, 65504)  # what float16 has
+            elif name == telling:
+                bits[tokens] = np.packbits(activate(tensor) != 0, axis=1)
+
+        stream[n] = run_block(layer, config, i, stream[n], see)
+
+    with ThreadPoolExecutor(WORKERS) as executor, blas().limit(limits=1):
+        list(executor.map(run, range(len(stream))))
+    return Recorded(inputs, bits, F)
+
+
+def divided(recorded, parts):
+    """What was recorded of each part of the text: dict part -> Recorded."""
+    of, first = {}, 0
+    for part, sequences in parts.items():
+        last = first + sum(len(ids) for ids in sequences)
+        of[part] = Recorded(recorded.inputs[first:last], recorded.bits[first:last], recorded.F)
+        first = last
+    return of
+
+
+def parse_ranks(text, config):
+    """The rank of each layer's predictor: `128` for all, or `28x128,4x1024` for 28, then 4 layers.
+
+    text   : str, or None for `default_ranks`
+    raises : ValueError, one sentence, if it is neither, or of another number of layers
+    """
+    if text is None:
+        return default_ranks(config)
+    L, most = config.layers, min(config.width, config.ffn_width)
+    try:
+        groups = [[int(number) for number in group.split("x")] for group in text.split(",")]
+        groups = [[L, *group] if text.isdecimal() else group for group in groups]
+        ranks = [rank for count, rank in groups for _ in range(count)]
+    except ValueError:
+        raise ValueError(f"--ranks is a number or groups as 28x128,4x1024, not {text!r}.") from None
+    if len(ranks) != L or any(count < 1 for count, _ in groups):
+        raise ValueError(f"--ranks {text} is for {len(ranks)} layers, and the model has {L}.")
+    if not all(1 <= rank <= most for rank in ranks):
+        raise ValueError(f"A predictor's rank lies between 1 and {most} here; --ranks says {text}.")
+    return ranks
+
+
+def default_ranks(config):
+    """The ranks of LLM in a flash, by family, at most D/4: small models have less.
+
+    Sensitive layers get the larger rank: an eighth of them, the last ones or (Llama) those in the
+    middle. Where the paper lists three ranks (Phi-2) the layers are shared out in their order; it
+    gives the last layers of Phi-2 no predictor, and we the largest.
+    """
+    L = config.layers
+    few = max(1, round(L / 8))
+    if config.family == "phi":
+        ranks = [(160, 480, 800)[3 * i // L] for i in range(L)]
+    elif config.family in ("falcon", "persimmon"):
+        ranks = [256] * (L - few) + [1152] * few
+    elif config.gated:
+        first = (L - few) // 2
+        ranks = [1024 if first <= i < first + few else 256 for i in range(L)]
+    else:
+        ranks = [128] * (L - few) + [1024] * few
+    return [max(1, min(rank, config.width // 4)) for rank in ranks]

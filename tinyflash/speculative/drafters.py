@@ -1,0 +1,75 @@
+"""Which drafter is meant: none, prompt lookup, ReDrafter, or a smaller model."""
+
+from pathlib import Path
+
+from tinyflash.checkpoint.sources import embedded
+from tinyflash.speculative.draft_model import DraftModel
+from tinyflash.speculative.drafter_files import MODEL_TYPE, load_drafter
+from tinyflash.speculative.ngram import PromptLookup
+from tinyflash.speculative.redrafter import ReDrafter, embedder
+from tinyflash.speculative.tree import chain
+from tinyflash.tokenizer import read_json
+
+EMBEDDED = "tiny-opt-drafter"  # the default model's, in data/
+
+
+class NoDrafter:
+    """Plain decoding: nothing is proposed."""
+
+    def propose(self, ids, hidden=None):
+        """The tree of the last token alone."""
+        return chain(ids[-1:])
+
+
+def drafter_for(model, drafter, load, width=None, length=None):
+    """The drafter that a word means, at work for `model`.
+
+    drafter : None or "none"; "ngram", prompt lookup; "redrafter", the embedded one; the directory
+              of a ReDrafter drafter; MODEL, a smaller model; or a drafter, which is returned
+    load    : function (word, dtype=) that opens a smaller model, which is `tinyflash.load`
+    width   : beams of ReDrafter;  length : of a draft, see each drafter; None for what it likes
+    raises  : ValueError or FileNotFoundError, one sentence, if there is none such, it was made
+              for another model, or width or length mean nothing to it
+    """
+    if hasattr(drafter, "propose"):
+        return drafter
+    sizes = {"width": width, "length": length}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    if drafter is None or drafter == "none":
+        if sizes:
+            raise ValueError("Nothing is drafted without a drafter; leave width and length out.")
+        return NoDrafter()
+    if not model.config.causal:
+        raise ValueError(f"{model.name} is an encoder: it continues no text, so nothing drafts.")
+    if drafter == "redrafter" or is_redrafter(drafter):
+        network = load_drafter(redrafter_directory(drafter), model.dtype)
+        return ReDrafter(network, embedder(model.config, model.weights, network), **sizes)
+    if width is not None:
+        raise ValueError("Only ReDrafter searches with several beams; leave the width out.")
+    if drafter == "ngram":
+        return PromptLookup(**sizes)
+    return DraftModel(model, load(drafter, dtype=str(model.dtype)), **sizes)
+
+
+def is_redrafter(path):
+    """Whether a directory holds a ReDrafter drafter, by its config.json."""
+    config = Path(path).expanduser() / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE
+
+
+def redrafter_directory(drafter):
+    """Where the drafter lies: the directory given, or the embedded one for "redrafter"."""
+    if drafter != "redrafter":
+        return Path(drafter).expanduser()
+    try:
+        return embedded(EMBEDDED)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "No ReDrafter drafter comes with this installation; give the directory of one in "
+            "place of the word redrafter."
+        ) from None
+
+
+def spare_nodes(drafter):
+    """How many tokens its widest tree has beyond one chain: the KV cache holds them for a step."""
+    return (getattr(drafter, "width", 1) - 1) * (getattr(drafter, "length", 1) - 1)
