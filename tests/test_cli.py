@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import tinyflash
 from tinyflash import cli, terminal
 from tinyflash.cli import main
-from tinyflash.commands import verbs as commands
+from tinyflash.commands import generate as commands
 from tinyflash.training import run as train_command
 from tinyflash.training import run_files
 

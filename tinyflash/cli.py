@@ -9,8 +9,7 @@ import os
 import sys
 
 import tinyflash
-from tinyflash.commands import train as train_commands
-from tinyflash.commands import verbs as commands
+from tinyflash.commands import bench, convert, evaluate, generate, oracle, train
 from tinyflash.flash.feed_forward import MODES
 from tinyflash.flash.store.bundles import BUNDLINGS
 
@@ -50,7 +49,7 @@ def parser():
     top.add_argument("--version", action="version", version=f"tinyflash {tinyflash.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
-    add = verb(verbs, "generate", commands.generate, "continue a text, or converse")
+    add = verb(verbs, "generate", generate.generate, "continue a text, or converse")
     add("prompt", nargs="?", help="the text; - reads it from standard input")
     add("--model", default="default", metavar="MODEL", help="default: the embedded model")
     add("--max-new-tokens", type=int, default=128, metavar="N")
@@ -66,13 +65,13 @@ def parser():
     add_memory(add)
     add("--stats", action="store_true", help="what each token cost on flash")
 
-    add = verb(verbs, "evaluate", commands.evaluate, "perplexity on a text, or multiple choice")
+    add = verb(verbs, "evaluate", evaluate.evaluate, "perplexity on a text, or multiple choice")
     add("model", metavar="MODEL")
     add("--text", metavar="FILE", help="perplexity on this text; an encoder fills its [MASK]s")
     add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
     add_memory(add)
 
-    add = verb(verbs, "convert", commands.convert_model, "write a model as a flash directory")
+    add = verb(verbs, "convert", convert.convert_model, "write a model as a flash directory")
     add("model", metavar="MODEL")
     add("out", nargs="?", metavar="OUT", help="the directory to write")
     add("--bundling", default="row-column", choices=BUNDLINGS)
@@ -82,9 +81,7 @@ def parser():
     trains = verbs.add_parser("train", help="train a model, predictors, a drafter").add_subparsers(
         required=True, metavar="WHAT"
     )
-    add = verb(
-        trains, "lm", train_commands.train_language_model, "train a language model from nothing"
-    )
+    add = verb(trains, "lm", train.train_language_model, "train a language model from nothing")
     add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
     add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
     add("--out", required=True, metavar="DIR", help="the model; run again to resume")
@@ -98,7 +95,7 @@ def parser():
     add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
     add("--workers", type=int, default=2, metavar="N", help="threads")
 
-    add = verb(trains, "predictor", train_commands.train_predictor, "train activity predictors")
+    add = verb(trains, "predictor", train.train_predictor, "train activity predictors")
     add("model", metavar="STORE", help="a flash directory, or a model that becomes one")
     add("--text", required=True, nargs="+", metavar="FILE", help="what activity is recorded on")
     add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
@@ -108,7 +105,7 @@ def parser():
     add("--tokens", type=int, metavar="N", help="most tokens of the text to use")
     add("--sparsity", type=float, metavar="A", help="first set thresholds at which so many rest")
 
-    add = verb(trains, "drafter", train_commands.train_drafter, "train a ReDrafter for a model")
+    add = verb(trains, "drafter", train.train_drafter, "train a ReDrafter for a model")
     add("model", metavar="MODEL", help="the model it is to draft for, which stays as it is")
     add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
     add("--out", required=True, metavar="DIR", help="the drafter; run again to resume")
@@ -125,13 +122,13 @@ def parser():
     benches = verbs.add_parser("bench", help="measure this machine").add_subparsers(
         required=True, metavar="WHAT"
     )
-    add = verb(benches, "disk", commands.bench_disk, "read speed by size and threads")
+    add = verb(benches, "disk", bench.bench_disk, "read speed by size and threads")
     add("path", nargs="?", metavar="PATH", help="a directory on the disk; default: here")
     add("--seconds", type=float, default=60.0, metavar="S", help="of reading, in all")
     add("--out", metavar="PROFILE.json", help="save the device profile")
     add("--plot", metavar="FILE.png", help="draw the curve")
 
-    add = verb(benches, "flash", commands.bench_flash, "the paper's Tables 2 and 3, measured here")
+    add = verb(benches, "flash", bench.bench_flash, "the paper's Tables 2 and 3, measured here")
     add("model", metavar="MODEL")
     add("--memory", default="50%", metavar="M", help="DRAM for weights and KV cache")
     add("--tokens", type=int, default=32, metavar="N", help="measured, after the prompt")
@@ -141,7 +138,7 @@ def parser():
     add("--window", type=int, metavar="K", help="tokens it is long; default: as many as fit")
     add("--profile", metavar="PROFILE.json", help="of this disk, by tinyflash bench disk --out")
 
-    add = verb(benches, "speculative", commands.bench_speculative, "what each drafter saves")
+    add = verb(benches, "speculative", bench.bench_speculative, "what each drafter saves")
     add("model", metavar="MODEL")
     add("--drafters", metavar="A,B", help="of ngram, redrafter, its DIR, replay, MODEL")
     add("--widths", default="1,2,4,16,64", metavar="W,W", help="beams of redrafter")
@@ -153,7 +150,7 @@ def parser():
     add("--text", metavar="FILE", help="where the prompts are from; default: the embedded text")
     add_memory(add)
 
-    add = verb(verbs, "record", commands.record, "write every intermediate tensor")
+    add = verb(verbs, "record", oracle.record, "write every intermediate tensor")
     add("model", metavar="MODEL")
     add("--out", required=True, metavar="FILE.safetensors")
     add("--text", metavar="TEXT", help="what the model reads; - reads standard input")
@@ -161,7 +158,7 @@ def parser():
     add("--dtype", choices=("float32", "float64"), default="float32")
     add("--squares", action="store_true", help="attention scores and patterns at any length")
 
-    add = verb(verbs, "diff", commands.diff, "name the first tensor in which two recordings differ")
+    add = verb(verbs, "diff", oracle.diff, "name the first tensor in which two recordings differ")
     add("reference", metavar="REFERENCE.safetensors")
     add("other", metavar="OTHER.safetensors")
     add("--all", action="store_true", help="show every tensor, not only those that differ")

@@ -1,4 +1,4 @@
-"""What the verbs of `tinyflash train` do; see commands.py."""
+"""`tinyflash train`: language models, activity predictors, drafters."""
 
 import json
 

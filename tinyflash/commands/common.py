@@ -1,0 +1,32 @@
+"""What several verbs share: opening a model, and saying what it took."""
+
+import tinyflash
+from tinyflash import terminal
+from tinyflash.checkpoint.sources import find_model
+from tinyflash.flash.store.cached import store_of
+from tinyflash.flash.store.directory import is_store, open_store
+from tinyflash.flash.store.verified import verify_once
+
+
+def open_model(source, **settings):
+    """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
+    converts = settings.get("memory") is not None
+    if converts or is_store(source):
+        path = find_model(source)
+        with terminal.progress(f"Converting {source} for flash", "bytes") as report:
+            store = store_of(path, report)
+        if store != path:
+            terminal.note(f"{source} is read from the flash directory {store}")
+        with terminal.progress("Checking what was written", "bytes") as report:
+            verify_once(open_store(store), report)
+    with terminal.waiting(f"Opening {source}"):
+        model = tinyflash.load(source, **settings)
+    terminal.note(model.residency())
+    if model.flash:
+        terminal.note(model.flash.describe_memory())
+    return model
+
+
+def flash_settings(options):
+    """What `--memory`, `--mode` and `--window` mean for `tinyflash.load`."""
+    return {"memory": options.memory, "mode": options.mode, "k": options.window}

@@ -1,0 +1,36 @@
+"""`tinyflash convert`: writes a flash directory, or checks one."""
+
+import json
+
+from tinyflash import terminal
+from tinyflash.flash.store.directory import check_store, open_store
+from tinyflash.flash.store.verified import note_verified
+
+
+def convert_model(options):
+    """`tinyflash convert`"""
+    from tinyflash.flash.store.convert import convert
+
+    if options.check:
+        if options.out is not None:
+            raise ValueError("--check looks at one flash directory and writes none; leave OUT out.")
+        store = open_store(options.model)
+        with terminal.progress("Checking", "bytes") as report:
+            check_store(store, report)
+        note_verified(store)
+        result = {"store": str(store.path), "whole": True}
+        line = f"{store.path}: every digest is as it was written"
+    else:
+        if options.out is None:
+            raise ValueError("Say where to write: tinyflash convert MODEL OUT.")
+        settings = {"bundling": options.bundling, "dtype": options.dtype}
+        with terminal.progress("Converting", "bytes") as report:
+            store = open_store(convert(options.model, options.out, **settings, progress=report))
+        nbytes = sum(about["bytes"] for about in store.manifest["files"].values())
+        result = {"store": str(store.path), "bytes": nbytes, "dtype": store.dtype}
+        result |= {"bundling": store.bundling, "bundle_bytes": store.row_bytes}
+        line = (
+            f"{store.path}: {nbytes / 1e6:,.1f} MB, bundles of {store.row_bytes:,} bytes "
+            f"({store.dtype}, {store.bundling})"
+        )
+    print(json.dumps(result) if options.json else line)

@@ -1,0 +1,63 @@
+"""`tinyflash evaluate`: perplexity on a text, filled masks, multiple choice."""
+
+import json
+from pathlib import Path
+
+from tinyflash import terminal
+from tinyflash.commands.common import flash_settings, open_model
+
+
+def evaluate(options):
+    """`tinyflash evaluate`"""
+    from tinyflash.evaluate import MASK, fill_mask, multiple_choice, perplexity, read_questions
+
+    if not options.text and not options.choices:
+        raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
+    text = Path(options.text).read_text(encoding="utf-8") if options.text else None
+    questions = read_questions(options.choices) if options.choices else None
+    model = open_model(options.model, **flash_settings(options))
+    result, rows = {"model": options.model}, []
+    if text is not None and not model.config.causal and MASK in text:
+        fillings = fill_mask(model, text)
+        result["masks"] = [
+            [{"word": word, "probability": p} for word, p in filling] for filling in fillings
+        ]
+        rows += [
+            (f"mask {n}", ", ".join(f"{word} {100 * p:.1f} %" for word, p in filling))
+            for n, filling in enumerate(fillings, start=1)
+        ]
+    elif text is not None:
+        with terminal.progress("Perplexity", "tokens") as report:
+            measured = perplexity(model, text, report)
+        result |= {
+            "perplexity": measured.perplexity,
+            "nats_per_token": measured.nats,
+            "tokens": measured.tokens,
+            "context_rule": measured.rule,
+        }
+        rows += [
+            (
+                "pseudo-perplexity" if measured.masked else "perplexity",
+                f"{measured.perplexity:.4f}",
+            ),
+            ("nats per token", f"{measured.nats:.4f}"),
+            ("tokens predicted", f"{measured.tokens:,}"),
+            ("context rule", measured.rule),
+        ]
+    if questions is not None:
+        with terminal.progress("Choices", "questions") as report:
+            measured = multiple_choice(model, questions, report)
+        result |= {
+            "questions": measured.questions,
+            "accuracy": measured.accuracy,
+            "normalized_accuracy": measured.normalized_accuracy,
+        }
+        rows += [
+            ("questions", f"{measured.questions:,}"),
+            ("accuracy (log-likelihood)", f"{100 * measured.accuracy:.2f} %"),
+            ("accuracy (per byte)", f"{100 * measured.normalized_accuracy:.2f} %"),
+        ]
+    if options.json:
+        print(json.dumps(result))
+    else:
+        terminal.table(f"{options.model}", ("measure", "value"), rows)

@@ -1,0 +1,87 @@
+"""`tinyflash generate`: text, and what it cost."""
+
+import json
+import resource
+import sys
+
+from tinyflash import terminal
+from tinyflash.commands.common import flash_settings, open_model
+
+
+def generate(options):
+    """`tinyflash generate`"""
+    from tinyflash.sampling import check_sampling
+
+    check_sampling(options.temperature or 0, options.top_k, options.top_p)
+    if options.prompt is None and not options.chat:
+        raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    model = open_model(options.model, **flash_settings(options))
+    if options.stats and not model.flash:
+        raise ValueError("There are no statistics of flash without it; give --memory, as in 50%.")
+    settings = {
+        "drafter": model.drafter(options.drafter, options.draft_width, options.draft_length),
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop": options.stop,
+    }
+    if not options.chat:
+        show(model.generate(prompt, **settings), options)
+        return
+    chat = model.chat()
+    for message in [prompt] if prompt is not None else terminal.questions():
+        show(chat.say(message, **settings), options)
+
+
+def show(generation, options):
+    """Stream a generation, then what it cost: for people on standard error, or as JSON."""
+    flash, as_json = generation.model.flash, options.json
+    if flash:
+        flash.costs.clear()
+    for piece in generation:
+        if not as_json:
+            print(piece, end="", flush=True)
+    tokens, seconds, counts = len(generation.ids), generation.seconds, generation.counts
+    cost = {
+        "text": generation.text,
+        "tokens": tokens,
+        "stop_reason": generation.stop_reason,
+        "prompt_tokens": len(generation.prompt_ids),
+        "prompt_seconds": round(generation.prompt_seconds, 4),
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "drafter": options.drafter,
+        **vars(counts),
+        "tokens_per_step": counts.tokens_per_step,
+        "peak_dram_bytes": peak_dram(),
+    }
+    if flash:
+        cost["flash"] = flash.cost_per_token(counts.steps, counts.tokens)
+        cost["dram_bytes"] = flash.components()
+    if as_json:
+        print(json.dumps(cost))
+        return
+    print(flush=True)
+    rate = f"{tokens / seconds:.1f} tokens/s" if seconds else "no time"
+    terminal.note(
+        f"{cost['prompt_tokens']} prompt tokens in {generation.prompt_seconds:.2f} s, "
+        f"{tokens} new tokens in {seconds:.2f} s ({rate}), "
+        f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, ended by: {generation.stop_reason}"
+    )
+    if counts.drafted:
+        terminal.note(counts.describe())
+    if options.stats:
+        spent = dict(cost["flash"])
+        sizes = spent.pop("chunk_sizes", {})
+        rows = [(name, f"{value:,.4g}") for name, value in spent.items()]
+        rows += [(f"reads of {size / 1024:g} KiB", f"{n:,.3g}") for size, n in sizes.items()]
+        terminal.table("flash, for each new token but the first", ("what", "mean"), rows)
+
+
+def peak_dram():
+    """Most DRAM that this process has taken so far, mapped files included, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,46 @@
+"""`tinyflash record` and `tinyflash diff`."""
+
+import json
+import sys
+
+from tinyflash import terminal
+from tinyflash.commands.common import open_model
+
+
+def record(options):
+    """`tinyflash record`"""
+    from tinyflash.oracle.record import manifest_of, record, write_recording
+
+    if (options.text is None) == (options.ids is None):
+        raise ValueError("Give either --text TEXT or --ids 1,2,3.")
+    model = open_model(options.model, dtype=options.dtype)
+    if options.ids is not None:
+        try:
+            ids = [int(word) for word in options.ids.split(",")]
+        except ValueError:
+            raise ValueError(f"--ids takes numbers with commas, not {options.ids!r}.") from None
+    else:
+        ids = model.encode(sys.stdin.read() if options.text == "-" else options.text)
+    with terminal.waiting(f"Recording {len(ids)} tokens"):
+        taps = record(model, ids, squares=options.squares or None)
+        command = f"tinyflash record {options.model} --dtype {options.dtype}"
+        manifest = manifest_of(model, ids, taps, command=command)
+        write_recording(options.out, taps, manifest)
+    nbytes = sum(tensor.nbytes for tensor in taps.values())
+    if options.json:
+        print(json.dumps({"out": options.out, "tensors": len(taps), "bytes": nbytes, "ids": ids}))
+    else:
+        print(f"{options.out}: {len(taps)} tensors of {len(ids)} tokens, {nbytes / 1e6:.1f} MB")
+
+
+def diff(options):
+    """`tinyflash diff`: exit 1 if the recordings differ."""
+    from tinyflash.oracle.diff import compare, print_comparison
+    from tinyflash.oracle.record import read_recording
+
+    comparison = compare(read_recording(options.reference), read_recording(options.other))
+    if options.json:
+        print(json.dumps(comparison.to_json()))
+    else:
+        print_comparison(comparison, show_all=options.all)
+    return 0 if comparison.equal else 1
