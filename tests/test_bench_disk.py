@@ -246,7 +246,7 @@ def test_the_reader_is_measured_against_fio_in_turn(tmp_path, monkeypatch):
     order = []
 
     def ours(reader, file_bytes, chunk, seconds, out):
-        order.append(("tinyflash", chunk, reader.queue is not None))
+        order.append(("tinyflash", chunk, reader.by_queue is not None))
         return (10, 20, 900)[sum(other == order[-1] for other in order[:-1])]
 
     def fio(file, chunk, threads, seconds, queued):

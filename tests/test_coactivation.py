@@ -29,7 +29,7 @@ from tinyflash.flash.coactivation import (
     share_befriending_the_busiest,
     simulate,
 )
-from tinyflash.flash.reading.reader import neighbors
+from tinyflash.flash.reading.reads import neighbors
 from tinyflash.flash.store.bundles import BLOCK
 
 TRACES = 300

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyflash.flash.counters import ReadCounters
-from tinyflash.flash.reading import direct_io, reader
+from tinyflash.flash.reading import direct_io, reads
 from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
 from tinyflash.flash.reading.read_queue import open_queue
-from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.flash.reading.reader import FlashReader, read_plainly
 
 FILE_BYTES = 40 * BLOCK + 1234  # its end is in the middle of a block
 ROW_BYTES = (1, 768, 1536, 2304, 4096, 8192, 12_288, 16_384)
@@ -91,7 +91,7 @@ def test_rows_are_what_a_plain_read_gives(opened, data, base, row_bytes, misplac
     out = out.reshape(len(rows), row_bytes)
     opened.counters.take()
 
-    with mock.patch.object(reader, "LARGEST_READ", largest):
+    with mock.patch.object(reads, "LARGEST_READ", largest):
         opened.read_rows(base, row_bytes, rows, out)
 
     matrix = data[base : base + there * row_bytes].reshape(there, row_bytes)
@@ -118,10 +118,38 @@ def test_rows_are_what_a_plain_read_gives(opened, data, base, row_bytes, misplac
 def test_blocks_are_what_a_plain_read_gives(opened, data, offset, nbytes, misplaced, largest):
     nbytes = min(nbytes, FILE_BYTES - offset)
     out, intact = destination(nbytes, misplaced)
-    with mock.patch.object(reader, "LARGEST_READ", largest):
+    with mock.patch.object(reads, "LARGEST_READ", largest):
         opened.read_block(offset, nbytes, out)
     assert np.array_equal(out, data[offset : offset + nbytes])
     assert intact()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    cuts=st.sets(
+        st.one_of(st.integers(0, FILE_BYTES), st.integers(0, 40).map(BLOCK.__mul__)), min_size=2
+    ),
+    gap=st.integers(0, 100),
+    aligned=st.booleans(),
+    largest=st.sampled_from([BLOCK, 3 * BLOCK, 1 << 20]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_pieces_are_what_read_plainly_gives(opened, cuts, gap, aligned, largest, seed):
+    """Pieces of any length, in any order, some of the file left out, with gaps between places."""
+    rng = np.random.default_rng(seed)
+    cuts = np.array(sorted(cuts), dtype=np.int64)
+    chosen = rng.permutation(len(cuts) - 1)[: 1 + rng.integers(len(cuts))]
+    begins, ends = cuts[chosen], cuts[chosen + 1]
+    room = ends - begins + gap
+    room += -room % BLOCK * aligned
+    places = np.cumsum(room) - room
+    out, intact = destination(int(room.sum()), misplaced=0 if aligned else gap)
+    expected = np.full(len(out), 0xEE, dtype=np.uint8)
+    read_plainly(opened.path, begins, ends, places, expected)
+    with mock.patch.object(reads, "LARGEST_READ", largest):
+        counted = opened.read_extents(begins, ends, places, out)
+    assert np.array_equal(out, expected) and intact()
+    assert counted.bytes_wanted == (ends - begins).sum()
 
 
 def test_pieces_of_different_lengths_go_where_they_belong(path, data):
@@ -180,7 +208,7 @@ def test_reads_are_sorted_and_scatter_rows_straight_into_aligned_memory(path, da
             (BLOCK + 4 * 8192, 8192, 1),
             (BLOCK + 8 * 8192, 16_384, 2),  # rows 8 and 9: one read, two destinations
         ]
-        assert opened.buffers.size == 0, "nothing had to be copied"
+        assert opened.by_threads.buffers.size == 0, "nothing had to be copied"
     assert np.array_equal(out[2], data[BLOCK + 8 * 8192 : BLOCK + 9 * 8192])
 
 
@@ -194,7 +222,7 @@ def test_buffers_grow_with_the_reads(path, data):
 
 
 def test_long_runs_are_cut_for_the_threads(path, monkeypatch):
-    monkeypatch.setattr(reader, "LARGEST_READ", 4 * BLOCK)
+    monkeypatch.setattr(reads, "LARGEST_READ", 4 * BLOCK)
     rows = np.arange(10, dtype=np.int64)
     with FlashReader(path) as opened:
         opened.read_rows(0, 8192, rows, np.empty((10, 8192), dtype=np.uint8))
@@ -265,7 +293,7 @@ def test_short_reads_are_continued(path, data, monkeypatch, make, row_bytes):
     there = FILE_BYTES // row_bytes
     rows = np.random.default_rng(1).permutation(there)
     out = make((there, row_bytes), np.uint8)
-    monkeypatch.setattr(reader, "LARGEST_READ", 4 * BLOCK)
+    monkeypatch.setattr(reads, "LARGEST_READ", 4 * BLOCK)
     with FlashReader(path, threads=4) as opened:
         monkeypatch.setattr(os, "preadv", ShortReads(seed=2))
         opened.read_rows(0, row_bytes, rows, out)

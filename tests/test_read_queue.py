@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tinyflash.flash.reading import read_queue, reader
+from tinyflash.flash.reading import by_queue, read_queue, reader
 from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty, open_direct
 from tinyflash.flash.reading.read_queue import ReadQueue, open_queue
 from tinyflash.flash.reading.reader import FlashReader
@@ -43,7 +43,7 @@ def queue():
 def queued(path, queue):
     """A reader with a queue."""
     with FlashReader(path, threads=2, queue=queue) as opened:
-        if opened.queue is None:
+        if opened.by_queue is None:
             pytest.skip("this file system refuses direct reads, so nothing is queued")
         yield opened
 
@@ -85,11 +85,11 @@ def test_rows_that_lie_across_blocks_are_queued_and_copied(queued, data):
 
 
 def test_much_that_must_be_copied_is_left_to_the_threads(queued, data, monkeypatch):
-    monkeypatch.setattr(reader, "MOST_COPIED", 10 * BLOCK)
+    monkeypatch.setattr(by_queue, "MOST_COPIED", 10 * BLOCK)
     out = np.zeros(20 * BLOCK, dtype=np.uint8)
     queued.read_block(5, len(out), out)
     assert np.array_equal(out, data[5 : 5 + len(out)])
-    assert queued.block_buffer.size == 0
+    assert queued.by_queue.buffer.size == 0
 
 
 def test_many_reads_take_few_calls(queued, data, monkeypatch):
@@ -100,7 +100,7 @@ def test_many_reads_take_few_calls(queued, data, monkeypatch):
 
 
 def test_what_came_short_or_failed_is_read_again(queued, data, monkeypatch):
-    real = queued.queue.read
+    real = queued.by_queue.queue.read
 
     def poorly(descriptor, addresses, *rest):
         results = real(descriptor, addresses, *rest)
@@ -108,14 +108,14 @@ def test_what_came_short_or_failed_is_read_again(queued, data, monkeypatch):
         results[1::3] = -errno.EIO
         return results
 
-    monkeypatch.setattr(queued.queue, "read", poorly)
+    monkeypatch.setattr(queued.by_queue.queue, "read", poorly)
     counted = read_some(queued, data)
     assert counted.bytes_read > 200 * BLOCK  # the short ones brought something, too
 
 
 def test_an_error_that_stays_is_told(queued, data, monkeypatch):
-    real = queued.queue.read
-    monkeypatch.setattr(queued.queue, "read", lambda *a: real(*a) * 0 - errno.EIO)
+    real = queued.by_queue.queue.read
+    monkeypatch.setattr(queued.by_queue.queue, "read", lambda *a: real(*a) * 0 - errno.EIO)
     with mock.patch.object(os, "preadv", side_effect=OSError(errno.EIO, "Input/output error")):
         with pytest.raises(OSError, match="cannot read at byte 0: Input/output error"):
             read_some(queued, data, rows=BLOCKS)
@@ -124,7 +124,7 @@ def test_an_error_that_stays_is_told(queued, data, monkeypatch):
 
 
 def test_nothing_is_under_way_after_an_interruption(queued, data, monkeypatch):
-    queue, real, waits = queued.queue, ReadQueue._note_ended, []
+    queue, real, waits = queued.by_queue.queue, ReadQueue._note_ended, []
 
     def interrupted(self, results, enough):
         waits.append(enough)
@@ -164,5 +164,5 @@ def test_without_a_queue_threads_read(path, data, monkeypatch):
 def test_a_queue_is_given_back_where_reads_are_not_direct(path, data, queue, monkeypatch):
     monkeypatch.setattr(reader, "is_direct", lambda descriptor: False)
     with FlashReader(path, queue=queue) as opened:
-        assert opened.queue is None and queue.context.value == 0
+        assert opened.by_queue is None and queue.context.value == 0
         read_some(opened, data)

@@ -18,7 +18,8 @@ import numpy as np
 
 from tinyflash.costs.cost_model import TokenWork, project
 from tinyflash.costs.device_profile import DeviceProfile, Figure
-from tinyflash.flash.reading.reader import BLOCK, round_down, round_up
+from tinyflash.flash.reading.direct_io import BLOCK
+from tinyflash.flash.reading.reads import round_down, round_up
 
 THREADS = 16  # reads in flight
 SOURCE = "measured with a FlashReader of 16 threads on a virtual NVMe disk"

@@ -2,14 +2,9 @@
 
 Flash is fast if it is asked for much at once: in large pieces, and for many pieces at a time
 (LLM in a flash, §2.2 and §3.2; the paper reads with 32 threads). So the rows that are wanted are
-sorted, rows that touch become one read, and threads keep many reads in flight: while `preadv`
-waits for the flash, Python runs the other threads. Or a queue of Linux's takes all reads in a
-few calls (read_queue.py), which is what the engine uses where there is one.
-
-Direct reads know only whole blocks of 4096 bytes, in the file and in DRAM. Rows that are such, and
-go to addresses that are such, are read to where they belong: one `preadv` scatters the rows of a
-read over the destination. All others come with the blocks around them into a buffer, from where
-they are copied.
+sorted, rows that touch become one read (reads.py), and many reads are in flight: by threads
+(by_threads.py), or by a queue of Linux's, which takes all reads in a few calls (by_queue.py) and
+is what the engine uses where there is one. `read_plainly` is the specification of it all.
 """
 
 from __future__ import annotations
@@ -17,23 +12,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.flash.counters import ReadCounters
-from tinyflash.flash.reading.direct_io import (
-    BLOCK,
-    HUGE_PAGE,
-    aligned_empty,
-    is_direct,
-    open_direct,
-    read_fully,
-)
+from tinyflash.flash.reading.by_queue import ByQueue
+from tinyflash.flash.reading.by_threads import ByThreads
+from tinyflash.flash.reading.direct_io import is_direct, open_direct
+from tinyflash.flash.reading.reads import edges, plan
 
-MOST_COPIED = 64 << 20  # bytes that are queued at once and copied; more are left to the threads
-LARGEST_READ = 1 << 20  # bytes: longer reads are not faster, and cannot be shared out to threads
+
+def read_plainly(path, begins, ends, places, out):
+    """What `FlashReader.read_extents` does, one read after the other: its specification."""
+    out = memoryview(out).cast("B")
+    with open(path, "rb") as file:
+        for begin, end, place in zip(begins, ends, places, strict=True):
+            file.seek(begin)
+            if file.readinto(out[place : place + end - begin]) < end - begin:
+                raise ValueError(f"{path} ends before byte {end}.")
 
 
 class FlashReader:
@@ -41,6 +38,10 @@ class FlashReader:
 
     The file must stay as it is: one that is changed or cut while we read is refused, not
     returned. (Deleting it does no harm: what is open stays readable.)
+
+    threads  : how many reads may be in flight at once, where threads read
+    by_queue : ByQueue, or None where threads do all of it
+    counters : ReadCounters of all calls
     """
 
     def __init__(self, path, *, threads=16, queue=None):
@@ -58,13 +59,11 @@ class FlashReader:
         self.counters = ReadCounters()
         self.descriptor = open_direct(path)
         self.opened_as = self._state()
-        self.queue = queue
         if queue is not None and not is_direct(self.descriptor):  # it would wait for each read
             queue.close()
-            self.queue = None
-        self.buffers = aligned_empty((threads, 0), np.uint8)  # a row for each thread, if need be
-        self.block_buffer = aligned_empty((0,), np.uint8)  # what the queue reads to be copied
-        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="flash")
+            queue = None
+        self.by_queue = None if queue is None else ByQueue(self.descriptor, queue)
+        self.by_threads = ByThreads(self.path, self.descriptor, threads)
         self.lock = threading.Lock()  # one call at a time: the buffers are shared between calls
 
     def __enter__(self):
@@ -76,9 +75,9 @@ class FlashReader:
     def close(self):
         """Let go of the file and of the threads; may be called twice."""
         with self.lock:
-            self.executor.shutdown()
-            if self.queue is not None:
-                self.queue.close()
+            self.by_threads.close()
+            if self.by_queue is not None:
+                self.by_queue.close()
             if self.descriptor is not None:
                 os.close(self.descriptor)
             self.descriptor = None
@@ -113,9 +112,8 @@ class FlashReader:
             raise ValueError(f"{nbytes} bytes do not fit an array of {out.nbytes}.")
         if nbytes == 0:
             return ReadCounters()
-        first, end = round_down(offset) + LARGEST_READ, offset + nbytes
-        edges = np.array([offset, *range(first, end, LARGEST_READ), end], dtype=np.int64)
-        return self.read_extents(edges[:-1], edges[1:], edges[:-1] - offset, out)
+        cuts = edges(offset, offset + nbytes)
+        return self.read_extents(cuts[:-1], cuts[1:], cuts[:-1] - offset, out)
 
     def read_extents(self, begins, ends, places, out):
         """Read pieces of the file, any number at once, each to its own place.
@@ -137,7 +135,7 @@ class FlashReader:
             order = np.argsort(begins)
             begins, ends, places = begins[order], ends[order], places[order]
             self._refuse_impossible(begins, ends)
-            sizes = self._read_sorted(begins, ends, out.ctypes.data + places, out.reshape(-1))
+            sizes = self._read(plan(begins, ends, places, out.ctypes.data), out.reshape(-1))
             if self._state() != self.opened_as:
                 raise OSError(f"{self.path} was changed while it was read; open it again.")
             wanted, seconds = int((ends - begins).sum()), time.perf_counter() - began
@@ -145,98 +143,13 @@ class FlashReader:
             self.counters = self.counters + counted
             return counted
 
-    def _read_sorted(self, begins, ends, addresses, out):
-        """Cut the pieces into reads and do them; returns the bytes that each read brought.
-
-        addresses : int (n,), where in DRAM each piece belongs, which is somewhere in `out`
-        """
-        cuts = neighbors(begins, ends)
-        lows, highs = cuts[:-1], cuts[1:]  # read i brings the pieces from lows[i] to highs[i] - 1
-        firsts, lasts = round_down(begins[lows]), round_up(ends[highs - 1])
-        straight = np.logical_and.reduceat((begins | ends | addresses) % BLOCK == 0, lows)
-        places = addresses - out.ctypes.data
-        reads = lows, highs, firsts, lasts, straight
-        copied = 0 if straight.all() else int((lasts - firsts).sum())
-        if self.queue is None or copied > MOST_COPIED:
-            return self._read_by_threads(begins, ends, places, reads, out)
-        if copied:
-            sizes = self._read_and_copy(begins, ends, places, reads, out)
-        else:
-            sizes = self.queue.read(self.descriptor, addresses, ends - begins, cuts, firsts)
-        late = np.flatnonzero(sizes < ends[highs - 1] - firsts)  # failed, or brought only a part
-        reads = tuple(column[late] for column in reads)
-        again = self._read_by_threads(begins, ends, places, reads, out)
-        return [*sizes[sizes > 0].tolist(), *again]
-
-    def _read_and_copy(self, begins, ends, places, reads, out):
-        """Queue reads of whole blocks into a buffer, and copy the pieces from there.
-
-        reads : as `_read_by_threads`;  returns: int64 (reads,), as ReadQueue.read
-        """
-        lows, highs, firsts, lasts, _ = reads
-        nbytes = lasts - firsts
-        starts = np.cumsum(nbytes) - nbytes  # of each read in the buffer
-        if self.block_buffer.nbytes < starts[-1] + nbytes[-1]:
-            self.block_buffer = aligned_empty((int(starts[-1] + nbytes[-1]),), np.uint8)
-        addresses = self.block_buffer.ctypes.data + starts
-        each = np.arange(len(firsts) + 1, dtype=np.int64)
-        sizes = self.queue.read(self.descriptor, addresses, nbytes, each, firsts)
-        shift = np.repeat(starts - firsts, highs - lows)  # from a byte of the file to the buffer's
-        pieces = (begins + shift).tolist(), (ends + shift).tolist(), places.tolist()
-        source, out = memoryview(self.block_buffer), memoryview(out)
-        for begin, end, place in zip(*pieces, strict=True):
-            out[place : place + end - begin] = source[begin:end]
-        return sizes
-
-    def _read_by_threads(self, begins, ends, places, reads, out):
-        """Share reads out to the threads; returns the bytes that each read brought.
-
-        reads : lows, highs, firsts, lasts, straight, each (reads,): a read brings the pieces from
-                low to high - 1 and the bytes [first, last) of the file, with or without a copy
-        """
-        _, _, firsts, lasts, straight = reads
-        self._grow_buffers(int(np.max(np.where(straight, 0, lasts - firsts), initial=0)))
-
-        # Python's integers and memoryviews from here on. NumPy is slower for single numbers, and
-        # it lets go of the interpreter even for a copy of 16 KiB: getting it back costs more.
-        pieces = list(zip(begins.tolist(), ends.tolist(), places.tolist(), strict=True))
-        table = [column.tolist() for column in reads]
-        queue = iter(list(zip(*table, strict=True)))  # whoever is free takes the next
-        out = memoryview(out)
-
-        def work(buffer):
-            sizes = []
-            try:
-                for low, high, first, last, direct in queue:
-                    if direct:
-                        rows = [out[place : place + e - b] for b, e, place in pieces[low:high]]
-                        sizes += read_fully(self.descriptor, rows, first, last - first)
-                        continue
-                    needed = pieces[high - 1][1] - first
-                    sizes += read_fully(self.descriptor, [buffer[: last - first]], first, needed)
-                    for b, e, place in pieces[low:high]:
-                        out[place : place + e - b] = buffer[b - first : e - first]
-            except OSError as error:
-                exhaust(queue)
-                reason = error.strerror or error
-                raise OSError(f"{self.path}: cannot read at byte {first}: {reason}.") from error
-            return sizes
-
-        workers = min(self.threads, len(firsts))
-        tasks = []
-        try:
-            for buffer in self.buffers[:workers]:
-                tasks.append(self.executor.submit(work, memoryview(buffer)))
-            wait(tasks)
-        finally:  # after Ctrl-C, too: once we are gone, nobody writes into `out` any more
-            exhaust(queue)
-            wait(tasks)
-        return [size for task in tasks for size in task.result()]
-
-    def _grow_buffers(self, nbytes):
-        if self.buffers.shape[1] < nbytes:
-            each = max(nbytes, HUGE_PAGE // self.threads)
-            self.buffers = aligned_empty((self.threads, each + -each % BLOCK), np.uint8)
+    def _read(self, reads, out):
+        """Do some Reads; returns a list of the bytes that each request brought."""
+        if self.by_queue is None or not self.by_queue.takes(reads):
+            return self.by_threads.read(reads, out)
+        sizes = self.by_queue.read(reads, out)
+        late = reads.only(sizes < reads.needed)  # failed, or brought only a part
+        return [*sizes[sizes > 0].tolist(), *self.by_threads.read(late, out)]
 
     def _refuse_impossible(self, begins, ends):
         """Refuse, in one sentence, pieces that overlap or that the file does not have."""
@@ -252,37 +165,3 @@ class FlashReader:
         """What changes when somebody writes to the file."""
         state = os.fstat(self.descriptor)
         return state.st_size, state.st_mtime_ns
-
-
-def neighbors(begins, ends):
-    """Where to cut sorted pieces of a file into reads: pieces whose blocks touch share one.
-
-    A run of touching blocks is cut after every LARGEST_READ bytes.
-
-    begins, ends: int (n,), ascending
-    returns     : int (reads + 1,): read i covers the pieces from cuts[i] to cuts[i + 1] - 1
-    """
-    firsts, lasts = round_down(begins), round_up(ends)
-    index = np.arange(len(begins), dtype=np.int64)
-    apart = np.ones(len(begins), dtype=bool)
-    apart[1:] = firsts[1:] > lasts[:-1]
-    run = np.maximum.accumulate(np.where(apart, index, 0))  # the first piece of one's run
-    part = (firsts - firsts[run]) // LARGEST_READ
-    apart[1:] |= part[1:] > part[:-1]
-    return np.append(np.flatnonzero(apart), len(begins))
-
-
-def round_down(offsets):
-    """The beginning of the block that holds a byte."""
-    return offsets - offsets % BLOCK
-
-
-def round_up(offsets):
-    """The same, or the next block's beginning."""
-    return offsets + -offsets % BLOCK
-
-
-def exhaust(queue):
-    """Take everything from a queue, so that nobody finds more work there."""
-    for _ in queue:
-        pass
