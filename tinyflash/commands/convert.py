@@ -3,8 +3,20 @@
 import json
 
 from tinyflash import terminal
+from tinyflash.commands.arguments import verb
+from tinyflash.flash.store.bundles import BUNDLINGS
 from tinyflash.flash.store.directory import check_store, open_store
 from tinyflash.flash.store.verified import note_verified
+
+
+def arguments(verbs):
+    """Add the verb."""
+    add = verb(verbs, "convert", convert_model, "write a model as a flash directory")
+    add("model", metavar="MODEL")
+    add("out", nargs="?", metavar="OUT", help="the directory to write")
+    add("--bundling", default="row-column", choices=BUNDLINGS)
+    add("--dtype", default="keep", choices=("keep", "float16", "bfloat16", "float32"))
+    add("--check", action="store_true", help="MODEL is a flash directory: verify its digests")
 
 
 def convert_model(options):

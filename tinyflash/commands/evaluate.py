@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 
 from tinyflash import terminal
+from tinyflash.commands.arguments import add_memory, verb
 from tinyflash.commands.common import flash_settings, open_model
+
+
+def arguments(verbs):
+    """Add the verb."""
+    add = verb(verbs, "evaluate", evaluate, "perplexity on a text, or multiple choice")
+    add("model", metavar="MODEL")
+    add("--text", metavar="FILE", help="perplexity on this text; an encoder fills its [MASK]s")
+    add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
+    add_memory(add)
 
 
 def evaluate(options):

@@ -5,7 +5,27 @@ import resource
 import sys
 
 from tinyflash import terminal
+from tinyflash.commands.arguments import add_memory, verb
 from tinyflash.commands.common import flash_settings, open_model
+
+
+def arguments(verbs):
+    """Add the verb."""
+    add = verb(verbs, "generate", generate, "continue a text, or converse")
+    add("prompt", nargs="?", help="the text; - reads it from standard input")
+    add("--model", default="default", metavar="MODEL", help="default: the embedded model")
+    add("--max-new-tokens", type=int, default=128, metavar="N")
+    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
+    add("--top-k", type=int, metavar="K")
+    add("--top-p", type=float, metavar="P")
+    add("--seed", type=int, metavar="S", help="of the random draws")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    add("--chat", action="store_true", help="the prompt is a question; without one, converse")
+    add("--drafter", default="none", metavar="D", help="none, ngram, redrafter, its DIR, or MODEL")
+    add("--draft-width", type=int, metavar="W", help="beams of redrafter")
+    add("--draft-length", type=int, metavar="N", help="tokens; of redrafter, with the first")
+    add_memory(add)
+    add("--stats", action="store_true", help="what each token cost on flash")
 
 
 def generate(options):

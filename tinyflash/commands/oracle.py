@@ -4,7 +4,24 @@ import json
 import sys
 
 from tinyflash import terminal
+from tinyflash.commands.arguments import verb
 from tinyflash.commands.common import open_model
+
+
+def arguments(verbs):
+    """Add the verbs."""
+    add = verb(verbs, "record", record, "write every intermediate tensor")
+    add("model", metavar="MODEL")
+    add("--out", required=True, metavar="FILE.safetensors")
+    add("--text", metavar="TEXT", help="what the model reads; - reads standard input")
+    add("--ids", metavar="1,2,3", help="the same as token ids")
+    add("--dtype", choices=("float32", "float64"), default="float32")
+    add("--squares", action="store_true", help="attention scores and patterns at any length")
+
+    add = verb(verbs, "diff", diff, "name the first tensor in which two recordings differ")
+    add("reference", metavar="REFERENCE.safetensors")
+    add("other", metavar="OTHER.safetensors")
+    add("--all", action="store_true", help="show every tensor, not only those that differ")
 
 
 def record(options):

@@ -3,6 +3,62 @@
 import json
 
 from tinyflash import terminal
+from tinyflash.commands.arguments import group_of_verbs, verb
+
+
+def arguments(verbs):
+    """Add the verbs."""
+    trains = group_of_verbs(verbs, "train", "train a model, predictors, a drafter")
+    language_model_arguments(trains)
+    predictor_arguments(trains)
+    drafter_arguments(trains)
+
+
+def language_model_arguments(trains):
+    """Add `tinyflash train lm`."""
+    add = verb(trains, "lm", train_language_model, "train a language model from nothing")
+    add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
+    add("--out", required=True, metavar="DIR", help="the model; run again to resume")
+    add("--from", dest="start", metavar="DIR", help="begin with this model's weights and words")
+    add("--heldout", metavar="FILE", help="text for validation")
+    add("--steps", type=int, default=2000, metavar="N", help="optimizer steps in all")
+    add("--batch", type=int, default=16, metavar="B", help="sequences a step")
+    add("--length", type=int, metavar="T", help="tokens of a sequence; default: the context")
+    add("--learning-rate", type=float, default=2e-3, metavar="R", help="after warm-up")
+    add("--active-share", type=float, metavar="A", help="wanted share of firing FFN neurons")
+    add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
+    add("--workers", type=int, default=2, metavar="N", help="threads")
+
+
+def predictor_arguments(trains):
+    """Add `tinyflash train predictor`."""
+    add = verb(trains, "predictor", train_predictor, "train activity predictors")
+    add("model", metavar="STORE", help="a flash directory, or a model that becomes one")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what activity is recorded on")
+    add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
+    add("--ranks", metavar="R", help="128, or 28x128,4x1024 layer by layer; default: the paper's")
+    add("--false-negatives", type=float, default=0.05, metavar="A", help="wanted share missed")
+    add("--epochs", type=int, default=2, metavar="N")
+    add("--tokens", type=int, metavar="N", help="most tokens of the text to use")
+    add("--sparsity", type=float, metavar="A", help="first set thresholds at which so many rest")
+
+
+def drafter_arguments(trains):
+    """Add `tinyflash train drafter`."""
+    add = verb(trains, "drafter", train_drafter, "train a ReDrafter for a model")
+    add("model", metavar="MODEL", help="the model it is to draft for, which stays as it is")
+    add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
+    add("--out", required=True, metavar="DIR", help="the drafter; run again to resume")
+    add("--distill", action="store_true", help="learn how MODEL goes on, not how the text does")
+    add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
+    add("--tokens", type=int, default=300_000, metavar="N", help="most tokens of the text to use")
+    add("--steps", type=int, default=5000, metavar="N", help="optimizer steps in all")
+    add("--batch", type=int, default=256, metavar="B", help="tokens a step")
+    add("--learning-rate", type=float, default=3e-3, metavar="R", help="after warm-up")
+    add("--layers", type=int, default=2, metavar="N", help="draft layers")
+    add("--exit-width", type=int, metavar="E", help="of these layers; default: twice MODEL's width")
+    add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
 
 
 def train_language_model(options):
