@@ -76,3 +76,19 @@ def recorded(model, ids):
 def largest_relative(a, b):
     """Largest |b - a| as a share of the standard deviation of a."""
     return float(np.max(np.abs(b - a)) / np.std(a))
+
+
+def changed(recording, edit):
+    """A copy of (taps, manifest) whose taps `edit` has changed in place."""
+    taps, manifest = recording
+    taps = {name: tensor.copy() for name, tensor in taps.items()}
+    edit(taps)
+    return taps, {**manifest, "tap_order": list(taps)}
+
+
+def rounded(tensor, dtype):
+    """A float32 array of numbers that a 16-bit dtype has."""
+    if dtype == "float16":
+        return tensor.astype(np.float16).astype(np.float32)
+    bits = np.ascontiguousarray(tensor, dtype=np.float32).view(np.uint32)
+    return (bits + 0x8000 & 0xFFFF0000).astype(np.uint32).view(np.float32)

@@ -16,7 +16,8 @@ from helpers_goldens import (
 from tinyflash.config import Rope
 from tinyflash.generate import greedy
 from tinyflash.ops import rotary_frequencies
-from tinyflash.oracle.diff import compare, hint
+from tinyflash.oracle.diff import compare
+from tinyflash.oracle.hints import hint
 from tinyflash.oracle.record import record
 from tinyflash.taps import tap_names, tap_shape
 
@@ -78,6 +79,7 @@ def test_every_tensor_agrees_with_transformers(name, text):
     comparison = compare(reference, recorded(model, reference[1]["ids"]))
     assert comparison.dtype == "float32"
     assert comparison.equal, hint(comparison.first)
+    assert comparison.not_compared == []
     assert [row.name for row in comparison.rows] == tap_names(model.config)
     assert comparison.notes == []  # the same checkpoint files, eps, layout and window
     assert comparison.near_ties == []

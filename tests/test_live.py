@@ -13,7 +13,8 @@ import pytest
 from helpers_goldens import GOLDEN, recorded
 
 import tinyflash
-from tinyflash.oracle.diff import compare, hint
+from tinyflash.oracle.diff import compare
+from tinyflash.oracle.hints import hint
 from tinyflash.oracle.record import manifest_of
 
 pytestmark = pytest.mark.live
@@ -76,6 +77,7 @@ def test_random_models_agree(family, dtype, transformers_side, tmp_path, capsys)
         manifest = manifest_of(model, ids, taps, command="pytest -m live", engine="transformers")
         comparison = compare((taps, manifest), recorded(model, ids))
         which = f"TINYFLASH_SEED={SEED}, {family} {k} in {dtype}, {len(ids)} tokens"
+        assert comparison.not_compared == []
         assert comparison.equal, f"{which}: {hint(comparison.first)} {comparison.first}"
         logits = comparison.rows[-1]
         assert logits.name == "logits" and logits.relative <= LARGEST, which
@@ -107,6 +109,7 @@ def test_alibi_counts_as_in_transformers_beyond_256_tokens(transformers_side, tm
     taps = reference.capture(reference.open_reference(tmp_path), ids)
     manifest = manifest_of(model, ids, taps, command="pytest -m live", engine="transformers")
     comparison = compare((taps, manifest), recorded(model, ids))
+    assert comparison.not_compared == []
     assert comparison.equal, f"TINYFLASH_SEED={SEED}: {hint(comparison.first)} {comparison.first}"
 
 

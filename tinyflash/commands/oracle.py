@@ -6,6 +6,7 @@ import sys
 from tinyflash import terminal
 from tinyflash.commands.arguments import verb
 from tinyflash.commands.common import open_model
+from tinyflash.oracle.tolerances import TOLERANCES
 
 
 def arguments(verbs):
@@ -21,6 +22,7 @@ def arguments(verbs):
     add = verb(verbs, "diff", diff, "name the first tensor in which two recordings differ")
     add("reference", metavar="REFERENCE.safetensors")
     add("other", metavar="OTHER.safetensors")
+    add("--dtype", choices=TOLERANCES, help="whose tolerance; default: what the recordings show")
     add("--all", action="store_true", help="show every tensor, not only those that differ")
 
 
@@ -55,7 +57,8 @@ def diff(options):
     from tinyflash.oracle.diff import compare, print_comparison
     from tinyflash.oracle.record import read_recording
 
-    comparison = compare(read_recording(options.reference), read_recording(options.other))
+    reference, other = read_recording(options.reference), read_recording(options.other)
+    comparison = compare(reference, other, options.dtype)
     if options.json:
         print(json.dumps(comparison.to_json()))
     else:

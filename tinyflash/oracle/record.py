@@ -22,7 +22,8 @@ import tinyflash
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.files import digest, json_object
-from tinyflash.oracle.diff import TOLERANCES, top_two_margins
+from tinyflash.oracle.diff import top_two_margins
+from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
 
 FORMAT = 1
@@ -199,7 +200,7 @@ def read_recording(path):
 
 def checked_manifest(path):
     """A manifest with everything in it that it cannot lack; raises ValueError if not."""
-    manifest = json_object(path.read_bytes(), path)
+    manifest = json_object(path.read_bytes(), path, unique_keys=True)
     for key, kind in REQUIRED.items():
         if key not in manifest or not isinstance(manifest[key], kind):
             raise ValueError(
@@ -216,6 +217,16 @@ def checked_manifest(path):
                 f"{path}: the manifest's {key} is not a list of "
                 f"{'token ids' if kind is int else 'names'}; make the recording again."
             )
+    if len(set(manifest["tap_order"])) < len(manifest["tap_order"]):
+        raise ValueError(
+            f"{path}: the manifest's tap_order has a name twice; make the recording again."
+        )
+    window, causal = manifest.get("window"), manifest.get("causal", True)
+    if not (window is None or type(window) is int and window > 0) or type(causal) is not bool:
+        raise ValueError(
+            f"{path}: the manifest says causal {causal!r} and window {window!r}; causal is true or "
+            "false, and window null or a number of tokens."
+        )
     if manifest["compute_dtype"] not in TOLERANCES:
         raise ValueError(
             f"{path}: the manifest says compute_dtype {manifest['compute_dtype']!r}; it is one of "
