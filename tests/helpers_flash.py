@@ -9,8 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from tinyflash.config import ModelConfig
+from tinyflash.flash.activity import exact_activity
 from tinyflash.flash.counters import ReadCounters
-from tinyflash.flash.feed_forward import FlashFeedForward
+from tinyflash.flash.feed_forward import STREAMED_MODES
+from tinyflash.flash.layer import Layer, biases_of
+from tinyflash.flash.streamed import Streamed
+from tinyflash.flash.windowed import Windowed
 from tinyflash.transformer import dense_feed_forward
 
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
@@ -108,11 +112,19 @@ def on_flash(weights, activation="relu", bundling="row-column", dtype="float32")
     return store, MemoryReader(np.frombuffer(flash, dtype=np.uint8))
 
 
-def feed_forward_of(weights, store, reader, x_dtype=np.float32, **settings):
-    """A FlashFeedForward over a layer's weights and biases."""
-    biases = [weights.get(f"ffn.{part}.bias") for part in ("up", "gate", "down")]
-    biases = [b if b is None else b.astype(x_dtype) for b in biases]
-    return FlashFeedForward(store, 0, reader, *biases, **settings)
+def feed_forward_of(weights, store, reader, x_dtype=np.float32, threshold=None, **settings):
+    """A feed-forward on flash over a layer's weights and biases; settings as for `in_mode`."""
+    biases = {part: b.astype(x_dtype) for part, b in biases_of(weights, "ffn").items()}
+    return in_mode(Layer(store, 0, reader, biases, threshold), **settings)
+
+
+def in_mode(layer, rows, mode="hybrid", activity="resident", k=None, **settings):
+    """Streamed or Windowed, as the mode asks for; `activity`: a source, or a word for one."""
+    if mode in STREAMED_MODES:
+        return Streamed(layer, rows, mode, **settings)
+    if isinstance(activity, str):
+        activity = exact_activity(layer, activity, rows)
+    return Windowed(layer, rows, mode, activity, k, **settings)
 
 
 def dense(weights, config, x):
@@ -125,7 +137,7 @@ class Given:
     """A source of activity that says what it was told: the i-th call uses rows[i]."""
 
     knows = ()
-    nbytes = 0
+    nbytes = elements = 0
 
     def __init__(self, active):
         self.active = list(active)  # of bool (T, F)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers_flash import on_flash, random_layer
 from helpers_models import CONFIGS, write_model
 
 import tinyflash
@@ -15,11 +16,15 @@ from tinyflash.bench import flash, flash_derived, flash_report
 from tinyflash.bench.flash import bench_flash
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.costs.paper_tables import T2, T3
+from tinyflash.flash.activity import exact_activity
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES
+from tinyflash.flash.layer import Layer
 from tinyflash.flash.predictor import Predictor, write_predictors
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.streamed import Streamed
+from tinyflash.matrices.half import HalfMatrix
 
 KIB = 1024
 DISK = {
@@ -252,7 +257,7 @@ class FakeModel:
             row_bytes=24,
             parts=("up", "down"),
         )
-        knowing = SimpleNamespace(knows=("up",))
+        knowing = SimpleNamespace(knows=("up",), elements=240)
         self.weights = {"embed.weight": np.ones((10, 6), dtype=np.float32)}
         self.flash = SimpleNamespace(
             mode="window",
@@ -302,15 +307,20 @@ def test_a_run_is_what_the_engine_counted_after_the_prompt(monkeypatch):
     json.dumps(run)
 
 
-def test_a_predictor_multiplies_its_factors():
-    half = SimpleNamespace(shape=(4, 6)), SimpleNamespace(shape=(40, 4))
-    predictor = SimpleNamespace(knows=(), down=half[0], up=half[1])
+def test_sources_of_activity_say_what_they_multiply():
+    store, reader = on_flash(random_layer(np.random.default_rng(0), 40, 6))
+    layer = Layer(store, 0, reader, {})
+    assert exact_activity(layer, "resident", 9).elements == 240
+    assert exact_activity(layer, "read", 9).elements == 240
+    half = (
+        HalfMatrix(np.zeros((4, 6), dtype=np.float16), "down"),
+        np.zeros((40, 4), dtype=np.float32),
+    )
+    assert Predictor(*half, np.zeros(40, dtype=np.float32)).elements == 24 + 160
     model = FakeModel(Clock())
-    model.flash.feed_forwards = [SimpleNamespace(activity=predictor)]
-    assert flash.telling_elements(model.flash) == 24 + 160, "one layer"
-    assert flash.row_bytes(model.flash) == 24
-    model.flash.feed_forwards = [SimpleNamespace()]  # naive and hybrid ask nobody
-    assert flash.telling_elements(model.flash) == 0
+    model.flash.feed_forwards = [Streamed(layer, 9)]  # naive and hybrid ask nobody
+    assert model.flash.feed_forwards[0].activity.elements == 0
+    assert flash.row_bytes(model.flash) == 24, "up and down are read"
 
 
 # The command

@@ -10,6 +10,7 @@ from helpers_flash import (
     config_of,
     dense,
     feed_forward_of,
+    in_mode,
     on_flash,
     random_layer,
     random_trace,
@@ -19,9 +20,9 @@ from helpers_goldens import largest_relative
 from helpers_models import CONFIGS, write_model
 
 import tinyflash
-from tinyflash.flash import feed_forward, neuron_sum
+from tinyflash.flash import feed_forward, neuron_sum, windowed
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.feed_forward import FlashFeedForward
+from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.neuron_cache import NeuronCache
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.convert import convert
@@ -73,15 +74,9 @@ def converted(tmp_path_factory):
 
 
 def flash_feed_forwards(store, reader, weights, **settings):
-    """One FlashFeedForward a layer, with the biases that are resident."""
+    """One feed-forward on flash a layer, with the biases that are resident."""
     return [
-        FlashFeedForward(
-            store,
-            i,
-            reader,
-            *(weights.get(f"layers.{i}.ffn.{part}.bias") for part in ("up", "gate", "down")),
-            **settings,
-        )
+        in_mode(Layer(store, i, reader, biases_of(weights, f"layers.{i}.ffn")), **settings)
         for i in range(store.config.layers)
     ]
 
@@ -308,7 +303,7 @@ class WindowTooShort(Window):
 )
 def test_planted_faults_are_seen(faulty, monkeypatch):
     kind = "NeuronCache" if issubclass(faulty, NeuronCache) else "Window"
-    monkeypatch.setattr(feed_forward, kind, faulty)
+    monkeypatch.setattr(windowed, kind, faulty)
     with pytest.raises((AssertionError, ValueError)):
         play_traces(60)
 
@@ -323,7 +318,7 @@ def test_a_faulty_cache_gives_another_result(faulty, monkeypatch):
     settings = {"mode": "window", "rows": 30, "k": 2}
     pairs, _ = both(weights, x, activity=Given(calls), **settings)
     assert all(np.array_equal(a, b) for a, b in pairs)
-    monkeypatch.setattr(feed_forward, "NeuronCache", faulty)
+    monkeypatch.setattr(windowed, "NeuronCache", faulty)
     pairs, _ = both(weights, x, activity=Given(calls), **settings)
     assert not all(np.array_equal(a, b) for a, b in pairs)
 
@@ -548,7 +543,7 @@ def test_what_cannot_be_meant_is_refused():
     store, reader = on_flash(weights)
     for wrong, words in (
         ({"rows": 0}, "No neuron of layer 0 fits"),
-        ({"rows": 5, "mode": "lazy"}, "naive, hybrid, predictor, window, all"),
+        ({"rows": 5, "mode": "lazy"}, "predictor, window, all, not 'lazy'"),
         ({"rows": 5, "mode": "window", "k": 0}, "at least 1 token"),
         ({"rows": 5, "mode": "window", "activity": "guessed"}, '"resident" or "read"'),
     ):

@@ -8,10 +8,11 @@ import pytest
 from helpers_flash import Given, MemoryReader, config_of, random_trace
 
 from tinyflash import one_page
-from tinyflash.flash import feed_forward
-from tinyflash.flash.feed_forward import FlashFeedForward
+from tinyflash.flash import windowed
+from tinyflash.flash.layer import Layer
 from tinyflash.flash.neuron_cache import NeuronCache
 from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.flash.windowed import Windowed
 from tinyflash.one_page import Flash, FlashLayer, active_neurons, dense
 
 # OpenBLAS computes with the garbage beside odd-sized rows too, and its flag makes NumPy warn now
@@ -86,9 +87,7 @@ def engine_over(reader, F, D, bundled, b, rows, k, trace):
         regions = [{"bundle": 0} if bundled else {"up": 0, "down": F * D * 2}]
         row_bytes = 4 * D
 
-    return FlashFeedForward(
-        Store, 0, reader, b, rows=rows, k=k, mode="all", activity=Given(trace[:, None])
-    )
+    return Windowed(Layer(Store, 0, reader, {"up": b}), rows, "all", Given(trace[:, None]), k)
 
 
 @pytest.mark.parametrize("bundled", [True, False])
@@ -122,7 +121,7 @@ def test_a_difference_would_be_seen(tmp_path, monkeypatch):
             super().drop(self.neurons.copy())
             self.append(stay, rows, bias)
 
-    monkeypatch.setattr(feed_forward, "NeuronCache", TakesTheFirstInsteadOfTheLast)
+    monkeypatch.setattr(windowed, "NeuronCache", TakesTheFirstInsteadOfTheLast)
     with pytest.raises(AssertionError):
         compare_engine_and_page(tmp_path / "neurons", True, 40)
 

@@ -194,7 +194,7 @@ def counters_of(spent):
 
 def row_bytes(engine):
     """Bytes that one neuron brings from flash: what its source of activity knows is left out."""
-    store, known = engine.store, len(activity_of(engine.feed_forwards[0]).knows)
+    store, known = engine.store, len(engine.feed_forwards[0].activity.knows)
     return store.row_bytes * (len(store.parts) - known) // len(store.parts)
 
 
@@ -210,34 +210,12 @@ def per_token_work(model, spent, cache, tokens):
     cached = 2 * config.layers * config.kv_heads * config.head_width * cache.length
     key_bytes = cache.keys[0].dtype.itemsize
     number_bytes = np.dtype(engine.store.numpy_dtype).itemsize
-    feed_forward = telling_elements(engine)
+    feed_forward = sum(layer.activity.elements for layer in engine.feed_forwards)
     feed_forward += spent.wanted / tokens * row_bytes(engine) / number_bytes
     return {
         "multiplications": resident + keys_and_values + feed_forward,
         "dram_bytes": resident_bytes + cached * key_bytes + feed_forward * number_bytes,
     }
-
-
-class Nobody:
-    """The source of activity of the modes that have none: every neuron is used."""
-
-    knows = ()
-
-
-def activity_of(layer):
-    """Who tells which neurons of a layer are active."""
-    return getattr(layer, "activity", Nobody)
-
-
-def telling_elements(engine):
-    """Weights multiplied in all layers to know which neurons are active."""
-    config, elements = engine.store.config, 0
-    for activity in map(activity_of, engine.feed_forwards):
-        if activity.knows:
-            elements += config.ffn_width * config.width
-        factors = [getattr(activity, name) for name in ("down", "up") if hasattr(activity, name)]
-        elements += sum(matrix.shape[0] * matrix.shape[1] for matrix in factors)
-    return elements
 
 
 def multiply_speed(model):

@@ -10,7 +10,8 @@ A source has `find(x, spent)`, which returns
     active : bool (T, F), True where token t uses neuron j
     known  : dict part -> (T, F), the pre-activations that it computed on the way, bias included
 
-and `knows`, the parts in `known`: their rows need not be fetched any more.
+It has `knows`, the parts in `known`: their rows need not be fetched any more; `nbytes`, what it
+keeps in DRAM; and `elements`, the weights that it multiplies by for each token.
 """
 
 import numpy as np
@@ -36,25 +37,26 @@ def exact_note(config, threshold=None):
     )
 
 
-def exact_activity(store, layer, reader, biases, most_rows, where, threshold=None):
+def exact_activity(layer, where, most_rows):
     """The exact source for a layer.
 
-    biases    : dict "up" and "gate" -> (F,), where they have one
+    layer     : Layer
+    where     : "resident", the projection that tells stays in DRAM; or "read", it is read whole
+                for each call
     most_rows : rows that a buffer for reading may have
-    where     : "resident" or "read"
-    threshold : below which the layer's activations are cut off, or None for nowhere
     raises    : ValueError for another word
     """
     if where not in ("resident", "read"):
         raise ValueError(f'Exact activity is "resident" or "read", not {where!r}.')
-    if exact_note(store.config, threshold):
-        return EveryNeuron(store.config.ffn_width)
-    part = "gate" if store.config.gated else "up"
-    rows = NeuronRows(store, layer, reader, (part,))
-    activate = activation(store.config.activation, threshold)
+    config = layer.store.config
+    if exact_note(config, layer.threshold):
+        return EveryNeuron(config.ffn_width)
+    part = "gate" if config.gated else "up"
+    rows = NeuronRows(layer.store, layer.number, layer.reader, (part,))
+    activate = activation(config.activation, layer.threshold)
     if where == "resident":
-        return ResidentProjection(rows, biases.get(part), activate)
-    return ReadProjection(rows, biases.get(part), activate, most_rows)
+        return ResidentProjection(rows, layer.biases.get(part), activate)
+    return ReadProjection(rows, layer.biases.get(part), activate, most_rows)
 
 
 class EveryNeuron:
@@ -62,6 +64,7 @@ class EveryNeuron:
 
     knows = ()
     nbytes = 0
+    elements = 0
 
     def __init__(self, F):
         """All of F neurons."""
@@ -91,6 +94,11 @@ class Projection:
     def nbytes(self):
         """Bytes of weights that it keeps in DRAM."""
         return self.kept.nbytes
+
+    @property
+    def elements(self):
+        """Weights that it multiplies by for each token: F·D."""
+        return self.rows.F * self.rows.width
 
     def decide(self, pre):
         """(active, known) from pre-activations that lack their bias. pre: (T, F)."""

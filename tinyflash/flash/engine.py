@@ -5,15 +5,19 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from tinyflash.costs.paper_tables import DRAM_SHARES
+from tinyflash.flash.activity import exact_activity
 from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, FlashFeedForward
+from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, STREAMED_MODES, FlashFeedForward
+from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.predictor import read_predictors
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import FFN, Store, resident_weights
 from tinyflash.flash.store.verified import verify_once
+from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
+from tinyflash.flash.windowed import Windowed
 from tinyflash.transformer import no_tap
 from tinyflash.weights import bytes_of
 
@@ -52,24 +56,24 @@ class FlashEngine:
                 self.layers[i - 1].next = self.layers[i]
         return self.layers
 
-    def _feed_forward(self, i):
+    def _feed_forward(self, i) -> FlashFeedForward:
         """The feed-forward of layer i, within its share of the budget."""
         prefix = f"layers.{self.store.config.weight_layer(i)}.ffn"
-        biases = [self.weights.get(f"{prefix}.{part}.bias") for part in ("up", "gate", "down")]
-        predicted = self.budget.activity == "predicted"
+        biases = {
+            part: self.weights.get(f"{prefix}.{part}.bias") for part in ("up", "gate", "down")
+        }
+        biases = biases_of(self.weights, prefix)
+        threshold = self.thresholds[i] if self.thresholds else None
+        layer = Layer(self.store, i, self.reader, biases, threshold)
+        rows = self.budget.rows[i]
+        if self.mode in STREAMED_MODES:
+            return Streamed(layer, rows, self.mode)
+        if self.budget.activity == "predicted":
+            activity = self.predictors[i]
+        else:
+            activity = exact_activity(layer, self.budget.activity, rows)
         shared = self.layers[0].cache if self.mode == "predictor" and self.layers else None
-        return FlashFeedForward(
-            self.store,
-            i,
-            self.reader,
-            *biases,
-            rows=self.budget.rows[i],
-            k=self.k,
-            mode=self.mode,
-            activity=self.predictors[i] if predicted else self.budget.activity,
-            threshold=self.thresholds[i] if self.thresholds else None,
-            cache=shared,
-        )
+        return Windowed(layer, rows, self.mode, activity, self.k, shared)
 
     @property
     def kv_dtype(self):
@@ -143,21 +147,13 @@ class FlashEngine:
         for layer in self.feed_forwards:
             layer.tap = tap or no_tap
             layer.take_counters()
-        for window in self._windows():
-            window.suppose(undecided)
+            layer.suppose(undecided)
         return self.feed_forwards
 
     def keep(self, path):
-        """Of the undecided tokens those on `path` stay; others count no more as users of neurons.
-
-        What was read for them alone goes when the next token is computed, which may still use it.
-        """
-        for window in self._windows():
-            window.keep(path)
-
-    def _windows(self):
-        """The windows of all layers, in modes that have them."""
-        return [layer.window for layer in self.feed_forwards] if self.mode in SPARSE_MODES else []
+        """Of the undecided tokens those on `path` stay, see `Window.keep`."""
+        for layer in self.feed_forwards:
+            layer.keep(path)
 
     def end(self, tokens):
         """After a forward pass of so many tokens: add up what its layers spent."""

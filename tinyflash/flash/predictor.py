@@ -69,6 +69,12 @@ class Predictor:
         """Bytes that it keeps in DRAM."""
         return self.down.nbytes + self.up.nbytes + self.bias.nbytes
 
+    @property
+    def elements(self):
+        """Weights that it multiplies by for each token: R·(D + F)."""
+        (R, D), (F, _) = self.down.shape, self.up.shape
+        return R * (D + F)
+
     def scores(self, x):
         """How likely each neuron is to fire, as a log-odds: up (down x) + bias.
 
