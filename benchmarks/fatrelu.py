@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash import terminal
-from tinyflash.bench.disk_profile import figure_class, replace_file
+from tinyflash.bench.disk_profile import figure_class
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import embedded, find_model
+from tinyflash.files import read_text, write_whole
 from tinyflash.flash.engine import open_engine
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.cached import store_of
@@ -248,13 +249,13 @@ def main():
     try:
         text = Path(arguments.text or embedded("tiny-opt").parent / "heldout.txt")
         store = open_store(store_of(find_model(arguments.model)))
-        texts = texts_of(store, text.read_text(encoding="utf-8"))
+        texts = texts_of(store, read_text(text))
         with terminal.progress("Thresholds", "layers") as report:
             results = measure(store, *texts, progress=report)
         if arguments.plot:
             figure = draw(results, arguments.model)
             kind = Path(arguments.plot).suffix.removeprefix(".") or "png"
-            replace_file(arguments.plot, lambda file: figure.savefig(file, format=kind))
+            write_whole(arguments.plot, lambda file: figure.savefig(file, format=kind))
     except (ValueError, OSError) as error:
         terminal.note(str(error))
         sys.exit(2)

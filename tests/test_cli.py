@@ -20,6 +20,7 @@ import tinyflash
 from tinyflash import cli, terminal
 from tinyflash.cli import main
 from tinyflash.commands import generate as commands
+from tinyflash.files import write_whole
 from tinyflash.training import run as train_command
 from tinyflash.training import run_files
 
@@ -374,14 +375,14 @@ def test_a_state_that_is_written_half_is_not_the_state(lesson, capsys, monkeypat
     kill_after(monkeypatch, 1000)
     saves = []
 
-    def killed_at_the_second(arrays, path, metadata):
+    def killed_at_the_second(path, content):
         saves.append(path)
         if len(saves) == 2:
-            Path(path).write_bytes(b"half")
+            Path(path).with_name("half.part").write_bytes(b"half")
             raise KeyboardInterrupt
-        save_file(arrays, path, metadata)
+        write_whole(path, content)
 
-    monkeypatch.setattr(run_files, "save_file", killed_at_the_second)
+    monkeypatch.setattr(run_files, "write_whole", killed_at_the_second)
     done(capsys, *train_arguments(lesson, "killed"), code=130)
     assert not (lesson / "killed").exists() and len(saves) == 2
     done(capsys, *train_arguments(lesson, "killed"))

@@ -222,7 +222,7 @@ def test_a_write_that_fails_leaves_the_old_thresholds(store, monkeypatch):
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyflash.flash.predictor.os.replace", full)
+        patch.setattr("os.replace", full)
         with pytest.raises(OSError, match="full"):
             write_thresholds(store, [0.3, 0.4])
     assert (store.path / "flash.json").read_bytes() == content

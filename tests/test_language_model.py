@@ -1,6 +1,8 @@
 """Training: what it computes, that it resumes bit for bit, and that it learns."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -179,15 +181,15 @@ def test_a_write_that_breaks_off_leaves_the_old_state(tmp_path, monkeypatch):
     train(CONFIG, random_ids(), RECIPE, tmp_path)
     before = (tmp_path / run_files.STATE).read_bytes()
 
-    def full_disk(arrays, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_files, "save_file", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     weights, optimizer, run = run_files.load_state(tmp_path)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="training_state.safetensors cannot be written: No space"):
         run_files.save_state(tmp_path, weights, optimizer, run)
     assert (tmp_path / run_files.STATE).read_bytes() == before
+    assert os.listdir(tmp_path) == [run_files.STATE]
 
 
 def test_the_state_keeps_the_curve_as_data(tmp_path):

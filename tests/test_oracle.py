@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,6 @@ import pytest
 from helpers_goldens import GOLDEN, changed, golden, model_of, recorded, rounded
 from safetensors.numpy import save_file
 
-from tinyflash.oracle import record as record_module
 from tinyflash.oracle.diff import compare, first_difference, print_comparison
 from tinyflash.oracle.hints import EQUATIONS, USUAL_FAULTS
 from tinyflash.oracle.record import (
@@ -132,23 +132,32 @@ def test_a_write_that_fails_leaves_the_old_recording(recording, monkeypatch):
     def full_disk(source, target):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(record_module.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_recording(recording, *recorded(model_of("opt"), [2, 3]))
     assert {path.name: path.read_bytes() for path in recording.parent.iterdir()} == before
 
 
-def test_a_write_that_dies_half_way_does_not_open(recording, monkeypatch):
-    replace_file = record_module.os.replace
+def test_a_write_that_dies_half_way_leaves_the_old_recording(recording, monkeypatch):
+    before = {path.name: path.read_bytes() for path in recording.parent.iterdir()}
+    replace_file = os.replace
 
     def dies_after_the_taps(source, target):
-        if target.suffix == ".json":
+        if target.suffix == ".json" and source.suffix == ".part":
+            monkeypatch.setattr(os, "replace", replace_file)
             raise KeyboardInterrupt
         replace_file(source, target)
 
-    monkeypatch.setattr(record_module.os, "replace", dies_after_the_taps)
+    monkeypatch.setattr(os, "replace", dies_after_the_taps)
     with pytest.raises(KeyboardInterrupt):
         write_recording(recording, *recorded(model_of("opt"), [2, 3]))
+    assert {path.name: path.read_bytes() for path in recording.parent.iterdir()} == before
+    read_recording(recording)
+
+
+def test_a_kill_between_the_two_files_leaves_nothing_that_opens(recording, tmp_path):
+    write_recording(tmp_path / "other.safetensors", *recorded(model_of("opt"), [2, 3]))
+    (tmp_path / "other.safetensors").replace(recording)  # the manifest's turn never came
     with pytest.raises(ValueError, match="SHA-256"):
         read_recording(recording)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyflash.files import read_text
 from tinyflash.generate import PREFILL
 from tinyflash.ops import log_softmax, softmax
 
@@ -237,26 +238,25 @@ def read_questions(path):
     raises: ValueError that names the first line that is not one
     """
     questions = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                question = json.loads(line)
-                fits = (
-                    isinstance(question["context"], str)
-                    and isinstance(question["choices"], list)
-                    and all(isinstance(choice, str) for choice in question["choices"])
-                    and question["answer"] in range(len(question["choices"]))
-                )
-            except (json.JSONDecodeError, KeyError, TypeError):
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{path}, line {number}: each line must be a JSON object with a context "
-                    "(text), choices (texts) and answer (the index of the right one)."
-                )
-            questions.append(question)
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            question = json.loads(line)
+            fits = (
+                isinstance(question["context"], str)
+                and isinstance(question["choices"], list)
+                and all(isinstance(choice, str) for choice in question["choices"])
+                and question["answer"] in range(len(question["choices"]))
+            )
+        except (json.JSONDecodeError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{path}, line {number}: each line must be a JSON object with a context "
+                "(text), choices (texts) and answer (the index of the right one)."
+            )
+        questions.append(question)
     if not questions:
         raise ValueError(f"{path} holds no question.")
     return questions

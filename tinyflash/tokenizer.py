@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tinyflash.files import json_object
+from tinyflash import files
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
@@ -216,7 +216,7 @@ def open_tokenizer(directory):
 
 def read_json(path):
     """A JSON dictionary; an empty one if there is no such file; ValueError if it is damaged."""
-    return json_object(path.read_bytes(), path) if path.is_file() else {}
+    return files.read_json(path) if path.is_file() else {}
 
 
 def read_backend(path, read):
@@ -266,7 +266,7 @@ def chat_template(directory, settings):
     """The chat template, from its own file or tokenizer_config.json, or None."""
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return files.read_text(file)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

@@ -1,15 +1,15 @@
 """Binds the names that the forward pass looks up to what a checkpoint holds under them."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from tinyflash.checkpoint.safetensors_file import safetensors_content
 from tinyflash.config import weight_shapes
 from tinyflash.families import family_prefix, tensor_names
+from tinyflash.files import write_files
 from tinyflash.matrices.half import HalfMatrix, decode, refuse_infinite
 
 # Tensors that old checkpoints carry and that the config already says: masks and frequencies.
@@ -125,15 +125,18 @@ def save_checkpoint(directory, hf_config, config, weights, dtype="float16"):
     """Write weights as a Hugging Face directory: config.json and model.safetensors.
 
     The inverse of `load_weights`: our names become the family's, fused matrices are fused and
-    transposed ones transposed again. Both files are replaced whole; the config comes last.
+    transposed ones transposed again. Both files are written whole, or none; the config comes last.
 
     hf_config : the config.json to write, a dict
     weights   : dict name -> float array, all of `weight_shapes(config)`
     dtype     : "float16" or "float32", of the file
     raises    : ValueError if a weight does not fit float16's range
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    write_files(checkpoint_files(directory, hf_config, config, weights, dtype), parents=True)
+
+
+def checkpoint_files(directory, hf_config, config, weights, dtype="float16"):
+    """What `save_checkpoint` writes, for `files.write_files`: dict path -> content."""
     places = tensor_names(config)
     parts = {}
     for name in weight_shapes(config):
@@ -149,13 +152,10 @@ def save_checkpoint(directory, hf_config, config, weights, dtype="float16"):
         for place, array in pieces:
             whole[place.rows(rows)] = array
         tensors[stored] = np.ascontiguousarray(whole.T if pieces[0][0].transposed else whole)
-    hf_config = {**hf_config, "dtype": dtype}
-    unfinished = directory / "model.safetensors.part"
-    save_file(tensors, unfinished, {"format": "pt"})
-    os.replace(unfinished, directory / "model.safetensors")
-    unfinished = directory / "config.json.part"
-    unfinished.write_text(json.dumps(hf_config, indent=2) + "\n")
-    os.replace(unfinished, directory / "config.json")
+    return {
+        Path(directory) / "model.safetensors": safetensors_content(tensors, {"format": "pt"}),
+        Path(directory) / "config.json": json.dumps({**hf_config, "dtype": dtype}, indent=2) + "\n",
+    }
 
 
 def bytes_of(weights):

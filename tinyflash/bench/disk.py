@@ -23,10 +23,10 @@ from tinyflash.bench.disk_profile import (
     draw_profile,
     figure_class,
     refuse_missing_directory,
-    replace_file,
     save_profile,
     show_profile,
 )
+from tinyflash.files import write_whole
 from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
 from tinyflash.flash.reading.reader import FlashReader
 
@@ -197,7 +197,7 @@ def run(options):
         save_profile(profile, options.out)
     if options.plot:
         figure = draw_profile(profile)
-        replace_file(options.plot, lambda file: figure.savefig(file, format="png", dpi=150))
+        write_whole(options.plot, lambda file: figure.savefig(file, format="png", dpi=150))
     if not options.json:
         show_profile(profile)
     return profile

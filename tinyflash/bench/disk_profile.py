@@ -1,18 +1,18 @@
 """A device profile: what `tinyflash bench disk` measured, kept as JSON, shown and drawn."""
 
-import json
-import os
 from pathlib import Path
 
 from tinyflash import terminal
 from tinyflash.costs.device_profile import PHASES, speeds_of
+from tinyflash.files import write_json
 
 KIB = 1024
 
 
 def save_profile(profile, path):
     """Write a device profile as JSON; the file appears whole or not at all."""
-    replace_file(path, lambda file: file.write((json.dumps(profile, indent=1) + "\n").encode()))
+    refuse_missing_directory(path)
+    write_json(path, profile, indent=1)
 
 
 def axes_of(profile):
@@ -79,16 +79,3 @@ def refuse_missing_directory(path):
     """Say so early, in one sentence, if a file cannot be written where it should be."""
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"There is no directory {Path(path).parent} to write into.")
-
-
-def replace_file(path, write):
-    """Write a file under a temporary name beside it, then give it its own."""
-    refuse_missing_directory(path)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

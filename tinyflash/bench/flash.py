@@ -25,6 +25,7 @@ from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import embedded, find_model
 from tinyflash.costs.cost_model import elements_of
 from tinyflash.costs.device_profile import load_profile
+from tinyflash.files import read_text
 from tinyflash.flash.budget import parse_memory
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES
@@ -142,7 +143,7 @@ def stream(store, text, prompt, tokens):
         raise ValueError(
             f"{store.path} has no tokenizer to read {path.name} with; put tokenizer.json there."
         )
-    ids = tokenizer.encode(path.read_text(encoding="utf-8"))
+    ids = tokenizer.encode(read_text(path))
     if len(ids) < prompt + tokens:
         raise ValueError(
             f"{path} has {len(ids)} tokens, and {prompt + tokens} are needed; give a longer text."

@@ -21,6 +21,7 @@ import numpy as np
 import tinyflash
 from tinyflash import terminal
 from tinyflash.checkpoint.sources import embedded
+from tinyflash.files import read_text
 from tinyflash.flash.coactivation import (
     closest_friends,
     coactivation_counts,
@@ -204,7 +205,7 @@ def main():
     try:
         path = Path(given.text) if given.text else embedded("tiny-opt").parent / "heldout.txt"
         model = tinyflash.load(given.model)
-        ids = model.encode(path.read_text(encoding="utf-8")[: 16 * TOKENS])[:TOKENS]
+        ids = model.encode(read_text(path)[: 16 * TOKENS])[:TOKENS]
         if len(ids) < 20:
             raise ValueError(f"{path} has {len(ids)} tokens; give a text of at least 20.")
         with terminal.progress("recording", "tokens") as report:

@@ -21,6 +21,7 @@ import numpy as np
 import tinyflash
 from tinyflash import terminal
 from tinyflash.checkpoint.sources import embedded
+from tinyflash.files import read_text
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.generate import Generation
 from tinyflash.speculative.counts import StepCounts
@@ -136,7 +137,7 @@ def bench_speculative(options):
                 done += len(runs)
     runs = [run.to_json(group[0]) for group in groups for run in group]
     config_file = Path(model.path) / "config.json"
-    synthetic = config_file.is_file() and '"_synthetic"' in config_file.read_text(encoding="utf-8")
+    synthetic = config_file.is_file() and '"_synthetic"' in read_text(config_file)
     result = {
         "title": f"speculation: {options.model}" + (" (synthetic weights)" if synthetic else ""),
         "synthetic": synthetic,
@@ -211,7 +212,7 @@ def pieces(model, options):
     raises : ValueError if there is no tokenizer, the text is short, or they exceed the context
     """
     path = Path(options.text) if options.text else embedded("tiny-opt").parent / "heldout.txt"
-    ids = model.encode(path.read_text(encoding="utf-8"))
+    ids = model.encode(read_text(path))
     need = options.prompt + options.tokens
     if need > model.config.context:
         raise ValueError(

@@ -9,7 +9,7 @@ from tinyflash.checkpoint.entries import Checkpoint, Entry
 from tinyflash.checkpoint.gguf_file import open_gguf
 from tinyflash.checkpoint.pytorch_bin import pytorch_entries
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
-from tinyflash.files import json_object
+from tinyflash.files import read_json
 
 DIRECTORY_HOLDS = (
     "a model directory holds config.json and model.safetensors or pytorch_model.bin, "
@@ -38,7 +38,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"{path}: the directory is empty; {DIRECTORY_HOLDS}")
     if not config_file.is_file():
         raise FileNotFoundError(f"{path}: there is no config.json; {DIRECTORY_HOLDS}")
-    config = json_object(config_file.read_bytes(), config_file)
+    config = read_json(config_file)
     entries, absent = _directory_entries(path)
     return Checkpoint(path, config, entries, absent)
 
@@ -64,7 +64,7 @@ def _sharded_entries(
     The index decides which tensors there are. It may list one that its shard lacks: published
     checkpoints do, where a tied tensor was dropped; that is an error only when it is asked for.
     """
-    weight_map = json_object(index.read_bytes(), index, unique_keys=True).get("weight_map")
+    weight_map = read_json(index, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: the index has no weight_map from tensor names to shards")
     for shard in weight_map.values():

@@ -1,4 +1,4 @@
-"""Entries of a safetensors file: views into its memory map, found by its header.
+"""Safetensors files: read as views into their memory map, found by the header; and written.
 
 The `safetensors` package cannot hand bfloat16 to NumPy (0.8: "data type 'bfloat16' not
 understood"), so the header, which is all there is to the format, is read here.
@@ -6,9 +6,11 @@ understood"), so the header, which is all there is to the format, is read here.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -100,3 +102,30 @@ def _checked_layout(path: Path, name: str, info: object) -> tuple[str, tuple[int
 
 def _view_loader(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     return lambda: data.view(NUMPY_DTYPES[dtype]).reshape(shape)
+
+
+def safetensors_content(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Callable[[IO[bytes]], None]:
+    """What `files.write_whole` writes as a safetensors file: byte for byte what the package would.
+
+    arrays  : name -> array of float64, float32 or float16;  metadata: texts for the header
+    returns : function that writes to a binary file, an array at a time
+    """
+    # As in the package, wide numbers come first: each lies on a multiple of its own size.
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    for name in order:
+        array = arrays[name]
+        begin, end = end, end + array.nbytes
+        stored = {"f8": "F64", "f4": "F32", "f2": "F16"}[array.dtype.str[1:]]
+        header[name] = {"dtype": stored, "shape": [*array.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+
+    return write

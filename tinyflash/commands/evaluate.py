@@ -1,11 +1,11 @@
 """`tinyflash evaluate`: perplexity on a text, filled masks, multiple choice."""
 
 import json
-from pathlib import Path
 
 from tinyflash import terminal
 from tinyflash.commands.arguments import add_memory, verb
 from tinyflash.commands.common import flash_settings, open_model
+from tinyflash.files import read_text
 
 
 def arguments(verbs):
@@ -23,7 +23,7 @@ def evaluate(options):
 
     if not options.text and not options.choices:
         raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
-    text = Path(options.text).read_text(encoding="utf-8") if options.text else None
+    text = read_text(options.text) if options.text else None
     questions = read_questions(options.choices) if options.choices else None
     model = open_model(options.model, **flash_settings(options))
     result, rows = {"model": options.model}, []

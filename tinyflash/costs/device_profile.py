@@ -5,12 +5,12 @@ size of one read and the number of threads, measured by `tinyflash bench disk --
 or taken from a paper. Every figure carries its source.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from tinyflash.files import read_json
 
 PHASES = ("cold", "sustained")
 LONG_READ = 1 << 20  # bytes: from here on a read counts as sequential
@@ -93,7 +93,7 @@ def load_profile(path):
     raises: ValueError, one sentence, if the file holds something else
     """
     try:
-        measured = json.loads(Path(path).read_bytes())
+        measured = read_json(path)
         if not all(isinstance(measured[key], str) for key in ("name", "date")):
             raise ValueError("its name or date is no text")
         for phase in PHASES:

@@ -15,7 +15,6 @@ In a flash directory they are `predictor.safetensors`, and flash.json says under
 was measured: for each layer its rank, threshold, shares of false negatives and positives.
 """
 
-import json
 import math
 import os
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.files import write_json
 from tinyflash.flash.store.bundles import SAFETENSORS_NAMES, layout
 from tinyflash.flash.store.directory import MANIFEST, check_digest, open_store
 from tinyflash.flash.store.verified import fingerprint, note_verified, noted
@@ -227,12 +227,7 @@ def without_predictors(manifest):
 
 def replace_manifest(directory, manifest):
     """Write a flash directory's flash.json anew, whole or not at all."""
-    content = (json.dumps(manifest, indent=1) + "\n").encode()
-    unfinished = Path(directory) / f"{MANIFEST}.part"
-    with digested_file(unfinished, len(content), {}) as write:
-        write(content)
-    os.replace(unfinished, Path(directory) / MANIFEST)
-    flush(directory)
+    write_json(Path(directory) / MANIFEST, manifest, indent=1)
 
 
 def stored_array(factor, name, dtype):

@@ -10,9 +10,7 @@ recording without its manifest, or with another's, does not open.
 import hashlib
 import json
 import math
-import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from safetensors.numpy import save
 import tinyflash
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
-from tinyflash.files import digest, json_object
+from tinyflash.files import digest, read_json, write_files
 from tinyflash.oracle.diff import top_two_margins
 from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
@@ -144,21 +142,8 @@ def write_recording(path, taps, manifest):
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in taps.items()})
     manifest = {**manifest, "taps_digest": hashlib.sha256(data).hexdigest()}
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-    # If only the first takes its place, its digest is not the manifest's and nothing opens.
-    replace(path, data)
-    replace(manifest_path, text.encode())
-
-
-def replace(path, data):
-    """Write bytes under a temporary name, then give them their own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    # After a kill between the two, the digest is not the manifest's and nothing opens.
+    write_files({path: data, manifest_path: text})
 
 
 def read_recording(path):
@@ -200,7 +185,7 @@ def read_recording(path):
 
 def checked_manifest(path):
     """A manifest with everything in it that it cannot lack; raises ValueError if not."""
-    manifest = json_object(path.read_bytes(), path, unique_keys=True)
+    manifest = read_json(path, unique_keys=True)
     for key, kind in REQUIRED.items():
         if key not in manifest or not isinstance(manifest[key], kind):
             raise ValueError(

@@ -4,14 +4,16 @@ Checkpoints are directories with a config.json and weights as in Hugging Face's 
 port of that code uses the same names, and may add `emb_norm.weight`, which nothing reads.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.safetensors_file import safetensors_content
 from tinyflash.config import is_count
-from tinyflash.training.run_files import write_json, write_whole
+from tinyflash.files import write_files
 from tinyflash.weights import bind, shape_text
 
 MODEL_TYPE = "recurrent_drafting_drafter"
@@ -123,7 +125,12 @@ def save_drafter(directory, drafter, dtype="float32"):
     dtype : "float16" or "float32", of the file
     raises: ValueError if a weight does not fit float16's range
     """
-    directory, config, tensors = Path(directory), drafter.config, {}
+    write_files(drafter_files(directory, drafter, dtype), parents=True)
+
+
+def drafter_files(directory, drafter, dtype="float32"):
+    """What `save_drafter` writes, for `files.write_files`: dict path -> content."""
+    config, tensors = drafter.config, {}
     for name in weight_shapes(config):
         weight = drafter.weights[name]
         with np.errstate(over="ignore"):
@@ -142,6 +149,7 @@ def save_drafter(directory, drafter, dtype="float32"):
         "rnn": config.rnn,
         "dtype": dtype,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "model.safetensors", tensors, {"format": "pt"})
-    write_json(directory / "config.json", keys)
+    return {
+        Path(directory) / "model.safetensors": safetensors_content(tensors, {"format": "pt"}),
+        Path(directory) / "config.json": json.dumps(keys) + "\n",
+    }

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,17 @@ from tokenizers import Tokenizer
 
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.families import read_config
-from tinyflash.files import json_object
+from tinyflash.files import read_json, read_text, write_files
 from tinyflash.training.language_model import Recipe, check_lengths, train
-from tinyflash.training.vocabulary import encode_documents, train_tokenizer, write_tokenizer
-from tinyflash.weights import load_weights, save_checkpoint
+from tinyflash.training.vocabulary import (
+    encode_documents,
+    tokenizer_files,
+    train_tokenizer,
+    write_tokenizer,
+)
+from tinyflash.weights import checkpoint_files, load_weights
+
+CURVE = "training_curve.json"
 
 
 def train_lm(options, report):
@@ -27,12 +33,12 @@ def train_lm(options, report):
     returns : dict for the summary
     raises  : ValueError or OSError, one sentence, for bad input; nothing is written then
     """
-    hf_config = json_object(Path(options.config).read_bytes(), Path(options.config))
+    hf_config = read_json(options.config)
     config = read_config(hf_config)
     start = Path(options.start) if options.start else None
     initial = None if start is None else plain_weights(start, config)
-    text = "\n\n</s>\n\n".join(Path(path).read_text(encoding="utf-8") for path in options.text)
-    heldout = Path(options.heldout).read_text(encoding="utf-8") if options.heldout else None
+    text = "\n\n</s>\n\n".join(map(read_text, options.text))
+    heldout = read_text(options.heldout) if options.heldout else None
     recipe = recipe_of(options, config)
     out, state = Path(options.out), Path(f"{options.out}.training")
 
@@ -64,9 +70,8 @@ def train_lm(options, report):
         workers=options.workers,
         report=show,
     )
-    write_tokenizer(tokenizer, config.context, out)
-    write_curve(out / "training_curve.json", curve)
-    save_checkpoint(out, hf_config, config, weights)
+    files = tokenizer_files(tokenizer, config.context, out) | {out / CURVE: curve_text(curve)}
+    write_files(files | checkpoint_files(out, hf_config, config, weights), parents=True)
     last = curve[-1]
     return {
         "out": str(out),
@@ -123,12 +128,9 @@ def plain_weights(directory, config):
     }
 
 
-def write_curve(path, curve):
-    """The loss curve as data: a list of steps, six digits a number, replaced whole."""
-    text = json.dumps([rounded(row) for row in curve]).replace("}, {", "},\n{")
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+def curve_text(curve):
+    """The loss curve as data: a list of steps as JSON, six digits a number."""
+    return json.dumps([rounded(row) for row in curve]).replace("}, {", "},\n{") + "\n"
 
 
 def rounded(value):

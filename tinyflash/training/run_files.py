@@ -1,11 +1,12 @@
 """The state of a training run on disk: written whole or not at all, resumed bit for bit."""
 
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from tinyflash.checkpoint.safetensors_file import safetensors_content
+from tinyflash.files import write_whole
 
 STATE = "training_state.safetensors"
 MOMENTS = ("first", "second")  # of AdamW
@@ -18,31 +19,11 @@ def save_state(directory, weights, optimizer, run):
     optimizer : {"step": int, "first": {name: array}, "second": {name: array}}
     run       : JSON-able dict: step, curve, config, recipe
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     arrays = {f"weights/{name}": array for name, array in weights.items()}
     for moment in MOMENTS:
         arrays |= {f"{moment}/{name}": array for name, array in optimizer[moment].items()}
-    write_whole(directory / STATE, arrays, {"run": json.dumps(run)})
-
-
-def write_whole(path, arrays, metadata):
-    """Write a safetensors file whole or not at all, and have it reach the disk.
-
-    arrays : dict name -> array;  metadata : dict of str
-    """
-    unfinished = path.with_name(f"{path.name}.part")
-    save_file(arrays, unfinished, metadata)
-    with open(unfinished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def write_json(path, value):
-    """Write a JSON file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    content = safetensors_content(arrays, {"run": json.dumps(run)})
+    write_whole(Path(directory) / STATE, content, parents=True)
 
 
 def load_state(directory):

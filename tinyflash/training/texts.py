@@ -1,8 +1,8 @@
 """Texts for training predictors: token ids in sequences, some to learn from, some to measure on."""
 
-from pathlib import Path
-
 import numpy as np
+
+from tinyflash.files import read_text
 
 LONGEST = 256  # tokens of a sequence
 SHORTEST = 16  # tokens: a window of 12 must fill
@@ -17,8 +17,7 @@ def read_texts(tokenizer, files):
     """
     ids = []
     for file in files:
-        text = Path(file).read_text(encoding="utf-8")
-        ids.append(np.array(tokenizer.encode(text), dtype=np.int64))
+        ids.append(np.array(tokenizer.encode(read_text(file)), dtype=np.int64))
     if not sum(map(len, ids)):
         raise ValueError(f"There is no text in {', '.join(map(str, files))}.")
     return np.concatenate(ids)

@@ -5,10 +5,12 @@ encoded; then merges. As in OPT, `</s>` opens every text and also ends a documen
 """
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from tinyflash.files import write_files
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_DOCUMENT = "</s>"
@@ -54,7 +56,12 @@ def train_tokenizer(text, vocabulary_size):
 
 
 def write_tokenizer(tokenizer, context, out):
-    """Write the three files that Hugging Face tools expect, each whole or not at all."""
+    """Write the three files that Hugging Face tools expect: all of them whole, or none."""
+    write_files(tokenizer_files(tokenizer, context, out), parents=True)
+
+
+def tokenizer_files(tokenizer, context, out):
+    """Those files, for `files.write_files`: dict path in `out` -> content."""
     special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -68,11 +75,7 @@ def write_tokenizer(tokenizer, context, out):
         "tokenizer_config.json": json.dumps(config, indent=2),
         "special_tokens_map.json": json.dumps(special, indent=2),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        unfinished = out / (name + ".part")
-        unfinished.write_text(content + "\n", encoding="utf-8")
-        os.replace(unfinished, out / name)
+    return {Path(out) / name: f"{content}\n" for name, content in files.items()}
 
 
 def encode_documents(tokenizer, text):

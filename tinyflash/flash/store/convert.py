@@ -12,7 +12,7 @@ from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import SMALL_FILES, find_model
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config
-from tinyflash.files import json_object
+from tinyflash.files import digest, read_bytes, read_json
 from tinyflash.flash.store.bundles import (
     BLOCK,
     BUNDLINGS,
@@ -30,7 +30,6 @@ from tinyflash.flash.store.directory import (
     FORMAT_VERSION,
     MANIFEST,
     RESIDENT,
-    file_digest,
     flash_names,
     is_store,
 )
@@ -91,7 +90,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
 
     names = {*SMALL_FILES, RESIDENT, FFN, MANIFEST}
     with whole_or_nothing(out, names, resident.nbytes + ffn.nbytes) as part:
-        digests = {file.name: file_digest(file, report) for file in sources}
+        digests = {file.name: digest(file, report) for file in sources}
         files = {}
         for name, content in small_files(checkpoint).items():
             with digested_file(part / name, len(content), files) as write:
@@ -124,7 +123,7 @@ def weight_files(path):
         if whole.is_file():
             return [whole]
         if index.is_file():
-            shards = json_object(index.read_bytes(), index)["weight_map"].values()
+            shards = read_json(index)["weight_map"].values()
             return [index, *(path / shard for shard in sorted(set(shards)))]
     raise AssertionError("open_checkpoint has found them")
 
@@ -161,7 +160,7 @@ def small_files(checkpoint):
     """What stands beside the weights of a model, as dict file name -> bytes."""
     if checkpoint.path.is_dir():
         files = [checkpoint.path / name for name in SMALL_FILES]
-        return {file.name: file.read_bytes() for file in files if file.is_file()}
+        return {file.name: read_bytes(file) for file in files if file.is_file()}
     # here and not above, because it imports the `tokenizers` package
     from tinyflash.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 

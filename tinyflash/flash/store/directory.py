@@ -11,7 +11,6 @@
 Both weight files are ordinary safetensors files.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.config import ModelConfig, weight_shapes
 from tinyflash.families import read_config
-from tinyflash.files import json_object
+from tinyflash.files import digest, read_json
 from tinyflash.flash.store.bundles import (
     BLOCK,
     BUNDLINGS,
@@ -104,7 +103,7 @@ def open_store(path):
             )
         if not name.endswith(".safetensors"):  # the small ones are checked in full
             check_digest(path / name, about["sha256"])
-    hf_config = json_object((path / "config.json").read_bytes(), path / "config.json")
+    hf_config = read_json(path / "config.json")
     config = read_config(hf_config)
     dtype, bundling, parts = manifest["dtype"], manifest["bundling"], parts_of(config)
     expected = ffn_layout(config, bundling, dtype)
@@ -128,7 +127,7 @@ def open_store(path):
 def read_manifest(path):
     """The flash.json of a flash directory; ValueError if it is damaged or of another version."""
     file = path / MANIFEST
-    manifest = json_object(file.read_bytes(), file, unique_keys=True)
+    manifest = read_json(file, unique_keys=True)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -177,20 +176,10 @@ def check_store(store, progress=None):
 
 def check_digest(file, expected, report=lambda nbytes: None):
     """Raise a ValueError if the SHA-256 of a file is not the expected one."""
-    if file_digest(file, report) != expected:
+    if digest(file, report) != expected:
         raise ValueError(
             f"{file} is damaged: its SHA-256 is not the one that {MANIFEST} has for it; {AGAIN}."
         )
-
-
-def file_digest(path, report):
-    """SHA-256 of a file in hexadecimal; `report` is told the bytes of each piece read."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            sha256.update(piece)
-            report(len(piece))
-    return sha256.hexdigest()
 
 
 def resident_weights(store, dtype=np.float32):

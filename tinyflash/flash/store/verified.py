@@ -5,10 +5,9 @@ so what was verified is noted in the user's cache by the size and the times of e
 """
 
 import hashlib
-import json
-import os
 
 from tinyflash.checkpoint.sources import cache_directory
+from tinyflash.files import read_json, write_json
 from tinyflash.flash.store.directory import check_store
 
 
@@ -27,10 +26,7 @@ def note_verified(store):
     """Note that a store's digests are right as it stands now; without a cache, nothing is noted."""
     note = note_of(store)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = note.with_name(f"{note.name}.{os.getpid()}.part")
-        unfinished.write_text(json.dumps(fingerprint(store)))
-        os.replace(unfinished, note)
+        write_json(note, fingerprint(store), parents=True)
     except OSError:  # a cache that cannot be written costs time, not correctness
         return
 
@@ -38,7 +34,7 @@ def note_verified(store):
 def noted(store):
     """The fingerprint at the last verification, or None."""
     try:
-        return json.loads(note_of(store).read_text())
+        return read_json(note_of(store))
     except (OSError, ValueError):
         return None
 

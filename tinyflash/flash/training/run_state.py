@@ -13,9 +13,10 @@ import json
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tinyflash.checkpoint.safetensors_file import safetensors_content
+from tinyflash.files import read_json, write_json, write_whole
 from tinyflash.flash.predictor import Predictor
 from tinyflash.matrices.half import HalfMatrix
-from tinyflash.training.run_files import write_json, write_whole
 
 RUN, STREAM = "run.json", "stream.safetensors"
 
@@ -31,11 +32,10 @@ def begin_or_resume(directory, description, sequences):
     """
     description = json.loads(json.dumps(description))
     if not (directory / RUN).exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / RUN, description)
+        write_json(directory / RUN, description, parents=True)
         return [], [], None
     try:
-        saved = json.loads((directory / RUN).read_text())
+        saved = read_json(directory / RUN)
         differ = [name for name, value in description.items() if saved.get(name) != value]
         if not differ and not (directory / STREAM).exists():
             return [], [], None
@@ -78,8 +78,9 @@ def save_layer(directory, predictors, measured, stream):
         "bias": predictor.bias,
     }
     about = {"measured": json.dumps([predictor.threshold, measured[-1]])}
-    write_whole(directory / layer_file(i), arrays, about)
-    write_whole(directory / STREAM, {"stream": np.concatenate(stream)}, {"layers": str(i + 1)})
+    write_whole(directory / layer_file(i), safetensors_content(arrays, about))
+    arrays = {"stream": np.concatenate(stream)}
+    write_whole(directory / STREAM, safetensors_content(arrays, {"layers": str(i + 1)}))
 
 
 def forget(directory):

@@ -16,8 +16,9 @@ import numpy as np
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.families import read_config
+from tinyflash.files import read_json, read_text, write_files, write_json
 from tinyflash.ops import rows
-from tinyflash.speculative.drafter_files import Drafter, DrafterConfig, save_drafter
+from tinyflash.speculative.drafter_files import Drafter, DrafterConfig, drafter_files
 from tinyflash.speculative.redrafter import embedder
 from tinyflash.speculative.training.examples import (
     HIDDEN,
@@ -35,7 +36,7 @@ from tinyflash.speculative.training.learning import (
     train,
 )
 from tinyflash.tokenizer import tokenizer_of
-from tinyflash.training.run_files import STATE, write_json
+from tinyflash.training.run_files import STATE
 from tinyflash.training.vocabulary import encode_documents
 from tinyflash.weights import load_weights
 
@@ -107,10 +108,9 @@ def train_drafter(options, report):
         "accuracy": {kind: accuracy(of).tolist() for kind, of in measured.items()},
         "seconds": round(curve[-1]["seconds"], 1),
     }
-    out.mkdir(parents=True, exist_ok=True)
     about = {"result": result, **description, "curve": curve[:: -(-len(curve) // CURVE)]}
-    write_json(out / REPORT, about)
-    save_drafter(out, Drafter(config, drafter), "float16")
+    files = drafter_files(out, Drafter(config, drafter), "float16")
+    write_files({out / REPORT: json.dumps(about) + "\n"} | files, parents=True)
     forget(state)
     return result
 
@@ -173,7 +173,7 @@ def windows_of(options, config, tokenizer, offsets):
 
 def read_texts(tokenizer, files):
     """The token ids of some text files, one behind the other: int (n,)."""
-    texts = [Path(file).read_text(encoding="utf-8") for file in files]
+    texts = map(read_text, files)
     return np.concatenate([encode_documents(tokenizer.backend, text) for text in texts])
 
 
@@ -200,7 +200,7 @@ def check_run(directory, description):
         write_json(path, description)
         return
     try:
-        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        saved = read_json(path)
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete {directory} to train from the beginning."
