@@ -18,7 +18,7 @@ from tinyflash import terminal
 from tinyflash.families import read_config
 from tinyflash.training.language_model import Recipe, random_weights, step_once
 from tinyflash.training.optimizers import adamw_init
-from tinyflash.workers import blas
+from tinyflash.workers import OneBlasThread
 
 HF_CONFIG = {
     "model_type": "opt",
@@ -41,7 +41,7 @@ def tinyflash_step(ids):
     executor = ThreadPoolExecutor(WORKERS)
 
     def step():
-        with blas().limit(limits=1):
+        with OneBlasThread():
             return step_once(weights, optimizer, run, config, ids, RECIPE, executor)["loss"]
 
     return step

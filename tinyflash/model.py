@@ -21,7 +21,7 @@ from tinyflash.speculative.drafters import drafter_for
 from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
-from tinyflash.workers import blas
+from tinyflash.workers import OneBlasThread
 
 FEW_TOKENS = 16
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -80,7 +80,7 @@ class Model:
         layers = self.flash.begin(tap, undecided) if self.flash else None
         # BLAS's threads go on spinning after a product, and take the time of ours: few tokens gain
         # nothing by them.
-        threads = blas().limit(limits=1) if len(ids) <= FEW_TOKENS else nullcontext()
+        threads = OneBlasThread() if len(ids) <= FEW_TOKENS else nullcontext()
         # One sentence below says more than NumPy's warnings.
         with threads, np.errstate(all="ignore"):
             logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers, tree)

@@ -2,12 +2,16 @@
 
 import math
 import os
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from tinyflash.turns import Claim, Turn
 
 WORKERS = 2
 
@@ -28,13 +32,67 @@ def scratch(name, shape, dtype):
     return held[:nbytes].view(dtype).reshape(shape)
 
 
-@cache
-def pool():
+def once_a_process(make: Callable) -> Callable:
+    """Make something when it is first asked for, and again in a child: threads are not forked."""
+    made = cache(make)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=made.cache_clear)
+    return made
+
+
+@once_a_process
+def pool() -> ThreadPoolExecutor:
     """The workers that every matrix shares."""
     return ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="tile")
 
 
 @cache
-def blas():
-    """The handle by which BLAS is held to one thread while two workers call it."""
-    return ThreadpoolController()
+def blas_libraries():
+    """The handles by which the threads of BLAS are counted and set."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+class OneBlasThread:
+    """Holds BLAS to one thread: `with OneBlasThread():`, in several threads and in one another.
+
+    BLAS has one number of threads for the whole process. So it is the last to leave who gives it
+    back; one that was interrupted and could not say that it left does not count.
+    """
+
+    def __enter__(self):
+        self.claim = Claim(sys._getframe(1))
+        with BLAS_TURN:
+            for library in blas_libraries():
+                claims, found = HOLDS.setdefault(whose_number(library), ([], []))
+                if not claims:
+                    found[:] = [library.num_threads]
+                claims.append(self.claim)
+                set_threads(library, 1)
+
+    def __exit__(self, *error):
+        self.claim.end()
+        with BLAS_TURN:
+            for library in blas_libraries():
+                claims, found = HOLDS[whose_number(library)]
+                left = [claim for claim in claims if claim.holds]
+                if not left:
+                    set_threads(library, found[0])
+                claims[:] = left
+
+
+BLAS_TURN = Turn("The number of BLAS's threads")
+HOLDS = {}  # whose number -> the Claims of those who hold it to 1, and what the first one found
+
+
+def whose_number(library):
+    """Where BLAS runs on OpenMP each thread has a number of its own; else the process has one."""
+    own = getattr(library, "threading_layer", None) == "openmp"
+    return id(library), threading.get_ident() if own else None
+
+
+def set_threads(library, threads):
+    """Set the number. threadpoolctl 3.7 listens to one thread only, unless it is told to forget."""
+    forget = getattr(library, "clear_controlling_thread", lambda force: None)
+    forget(force=True)
+    library.set_num_threads(threads)
+    forget(force=True)

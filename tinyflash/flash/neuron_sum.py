@@ -83,7 +83,7 @@ def sum_of_neurons(
         sums = [work(starts)]
     else:
         workers = matrices.WORKERS
-        with matrices.blas().limit(limits=1):
+        with matrices.OneBlasThread():
             shares = [starts[w::workers] for w in range(workers)]
             sums = list(matrices.pool().map(work, shares))
     if spent is not None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinyflash.workers import WORKERS, blas, pool, scratch
+from tinyflash.workers import WORKERS, OneBlasThread, pool, scratch
 
 FLOAT16_SCALE = np.float32(2.0**112)  # between the exponents' biases: 127 and 15
 TILE_BYTES = 4 << 20  # of decoded float32 a worker: stays in the last-level cache
@@ -92,7 +92,7 @@ class HalfMatrix:
         if len(starts) == 1:
             work(0)
         else:
-            with blas().limit(limits=1):
+            with OneBlasThread():
                 list(pool().map(work, range(WORKERS)))
         self.checked = True
         return y.reshape(*x.shape[:-1], rows)

@@ -23,7 +23,7 @@ from tinyflash.training.optimizers import (
 from tinyflash.training.run_files import load_state, save_state
 from tinyflash.training.tape import mean_value_and_grad
 from tinyflash.transformer import forward, no_tap
-from tinyflash.workers import blas
+from tinyflash.workers import OneBlasThread
 
 PART_TOKENS = 512
 
@@ -160,7 +160,7 @@ def train(
     check_lengths(config, ids, recipe)
     weights, optimizer, run = begin_or_resume(config, recipe, Path(directory), initial)
     began = time.perf_counter() - run["seconds"]
-    with ThreadPoolExecutor(workers) as executor, blas().limit(limits=1):
+    with ThreadPoolExecutor(workers) as executor, OneBlasThread():
         while run["step"] < recipe.steps:
             row = step_once(weights, optimizer, run, config, ids, recipe, executor)
             row["seconds"] = run["seconds"] = time.perf_counter() - began

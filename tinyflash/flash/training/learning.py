@@ -13,7 +13,7 @@ import numpy as np
 from tinyflash.flash.predictor import Predictor, sigmoid
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.training.optimizers import adamw_init, adamw_step, cosine_schedule
-from tinyflash.workers import WORKERS, blas
+from tinyflash.workers import WORKERS, OneBlasThread
 
 SAMPLE = 1024  # tokens on which the first guess is compared with the truth
 OVERSAMPLED = 16  # directions more than wanted, so that the wanted ones come out well
@@ -193,7 +193,7 @@ def descend(factors, recorded, share, recipe, rng):
     steps = len(recorded) // batch  # of an epoch
     total, peak = recipe.epochs * steps, recipe.rate * float(rms(factors["up"]))
     optimizer = adamw_init(factors)
-    with ThreadPoolExecutor(WORKERS) as executor, blas().limit(limits=1):
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
 
         def gradients_of(tokens):
             return loss_gradients(factors, *recorded.batch(tokens), share)

@@ -40,7 +40,7 @@ from tinyflash.flash.training.run_state import begin_or_resume, forget, save_lay
 from tinyflash.ops import activation
 from tinyflash.tokenizer import tokenizer_of
 from tinyflash.training.texts import read_texts, split_sequences
-from tinyflash.workers import WORKERS, blas
+from tinyflash.workers import WORKERS, OneBlasThread
 
 
 def train_predictor(options, report):
@@ -173,7 +173,7 @@ def record_layer(layer, config, i, stream):
 
         stream[n] = run_block(layer, config, i, stream[n], see)
 
-    with ThreadPoolExecutor(WORKERS) as executor, blas().limit(limits=1):
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
         list(executor.map(run, range(len(stream))))
     return Recorded(inputs, bits, F)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tinyflash.transformer import forward
-from tinyflash.workers import WORKERS, blas
+from tinyflash.workers import WORKERS, OneBlasThread
 
 LENGTH = 128  # tokens of text that a window gives examples of
 MOST_WINDOWS = 128  # computed together
@@ -188,7 +188,7 @@ def record_examples(directory, weights, config, windows, offsets, distill, repor
         batch = windows[start : start + size]
         return examples_of(weights, config, batch, offsets, distill)
 
-    with ThreadPoolExecutor(WORKERS) as executor, blas().limit(limits=1):
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
         while done < len(windows):
             last = min(len(windows), done + WORKERS * size)
             made = list(executor.map(compute, range(done, last, size)))

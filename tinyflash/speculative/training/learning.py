@@ -25,7 +25,7 @@ from tinyflash.training.optimizers import (
 )
 from tinyflash.training.run_files import load_state, save_state
 from tinyflash.training.tape import mean_value_and_grad
-from tinyflash.workers import WORKERS, blas
+from tinyflash.workers import WORKERS, OneBlasThread
 
 PART = 128  # examples that a worker computes together: N times as many logits stay in the cache
 BEST = 5  # accuracy is counted among so many first choices
@@ -128,7 +128,7 @@ def train(config, examples, embed, recipe, directory, *, initial, save_every=200
         return draft_loss(config, traced, embed, *part)
 
     began = time.perf_counter() - run["seconds"]
-    with ThreadPoolExecutor(WORKERS) as executor, blas().limit(limits=1):
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
         for step in range(run["step"], recipe.steps):
             hidden, tokens = sample_batch(examples, recipe, step)
             count = recipe.batch // equal
