@@ -537,9 +537,8 @@ def test_a_switch_turns_what_it_says():
     # Falcon 7B's key counts in the new architecture alone, as in transformers
     assert read_config(FALCON_7B | {"num_kv_heads": 71}).kv_heads == 1
     # some MobileLLM configs call themselves llama
-    config = read_config(MOBILELLM_LS_125M | {"model_type": "llama"})
-    assert (config.family, config.layers, config.weight_layers) == ("llama", 60, 30)
-    assert config.tied and not read_config(MOBILELLM_125M | {"share_embedding": False}).tied
+    assert read_config(MOBILELLM_125M | {"model_type": "llama"}).tied
+    assert not read_config(MOBILELLM_125M | {"share_embedding": False}).tied
 
 
 def test_qwen2_windows_lie_where_transformers_has_them():
@@ -627,17 +626,6 @@ def test_no_family_is_an_encoder():
     assert family_of({"model_type": "mistral"}).NAME == "llama"
 
 
-@pytest.mark.parametrize(
-    "hf_config, key",
-    [(OPT_6_7B, key) for key in ("vocab_size", "hidden_size", "ffn_dim", "num_hidden_layers")]
-    + [(GPT2, key) for key in ("vocab_size", "n_embd", "n_layer", "n_head")]
-    + [(LLAMA_2_7B, key) for key in ("vocab_size", "hidden_size", "intermediate_size")],
-)
-def test_a_missing_key_is_named(hf_config, key):
-    sentence = refused({k: v for k, v in hf_config.items() if k != key})
-    assert f"lacks '{key}'" in sentence and hf_config["model_type"] in sentence
-
-
 def test_a_rope_scaling_without_its_factor_is_refused():
     assert "'factor'" in refused(LLAMA_2_7B | {"rope_scaling": {"rope_type": "linear"}})
 
@@ -702,7 +690,7 @@ def test_what_makes_no_model_is_refused(hf_config, changes, words):
 @pytest.mark.parametrize("odd", [None, "x", "", -1, 0, 1.5, math.nan, True, [], {}, [1], {"a": 1}])
 @pytest.mark.parametrize("hf_config", [config for config, _ in PARAMETERS.values()])
 def test_whatever_a_key_holds_there_is_a_config_or_one_sentence(hf_config, odd):
-    for key in set(hf_config) | FAMILIES[hf_config["model_type"]].KEYS:
+    for key in set(hf_config) | FAMILIES[hf_config["model_type"]].KEYS | {"architectures"}:
         try:
             assert isinstance(read_config(hf_config | {key: odd}), ModelConfig)
         except ValueError as error:

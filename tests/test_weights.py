@@ -1,6 +1,7 @@
 """From a checkpoint's tensors to the names of the forward pass and back; what does not fit."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 import tinyflash
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.config import weight_shapes
-from tinyflash.families import family_prefix, read_config
+from tinyflash.families import family_prefix, read_config, tensor_names
+from tinyflash.flash.store.convert import convert
+from tinyflash.flash.store.directory import open_store, resident_weights
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.weights import load_weights, save_checkpoint
 
@@ -225,11 +228,67 @@ def test_a_tensor_that_nobody_asked_for_is_refused(tmp_path, hf_config, name):
         loaded(tmp_path)
 
 
-def test_an_untied_head_that_is_tied_in_the_config_is_left_alone(tmp_path):
-    """Old checkpoints hold a second copy; the config decides."""
-    expected = written(tmp_path, OPT_CONFIG)
-    change(tmp_path, **{"lm_head.weight": np.full((307, 24), 9, dtype=np.float16)})
+@pytest.mark.parametrize("name", [name for name in CONFIGS if read_config(CONFIGS[name]).tied])
+def test_a_tied_head_may_be_there_if_it_is_the_embedding(tmp_path, name):
+    """Old checkpoints hold a second copy; one that differs is not dropped without a word."""
+    expected = written(tmp_path, CONFIGS[name])
+    head = tensor_names(read_config(CONFIGS[name]))["unembed.weight"].name
+    copy = np.float16(expected["embed.weight"])
+    change(tmp_path, **{head: copy})
     same(loaded(tmp_path), expected)
+    change(tmp_path, **{head: np.float32(copy)})  # the same numbers in another format
+    same(loaded(tmp_path), expected)
+    other = copy.copy()
+    other[-1, -1] += 1
+    for different in (other, np.float32(other), copy[:-1]):
+        change(tmp_path, **{head: different})
+        with pytest.raises(ValueError, match=f"ties the logits .* {head} that differs from"):
+            loaded(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if read_config(CONFIGS[name]).tied])
+def test_of_a_tied_pair_the_head_alone_is_enough(tmp_path, name):
+    """As safetensors' own save_model leaves it, which keeps the first name of the alphabet."""
+    expected = written(tmp_path, CONFIGS[name])
+    places = tensor_names(read_config(CONFIGS[name]))
+    head, embed = places["unembed.weight"].name, places["embed.weight"].name
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[head] = tensors.pop(embed)
+    save_file(tensors, tmp_path / "model.safetensors")
+    same(loaded(tmp_path), expected)
+    store = open_store(convert(tmp_path, tmp_path / "flash"))
+    resident = resident_weights(store)
+    np.testing.assert_array_equal(dense(resident["embed.weight"]), expected["embed.weight"])
+
+    del tensors[head]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"no tensor named {embed}"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shape_that_takes_no_bytes_is_not_counted_row_by_row(tmp_path, name):
+    """A header may say 2^33 rows of no columns; an array of their numbers would take 64 GiB."""
+    written(tmp_path, CONFIGS[name])
+    path = tmp_path / "model.safetensors"
+    file = path.read_bytes()
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    for stored in set(header) - {"__metadata__"}:
+        begin, end = header[stored]["data_offsets"]
+        lying = dict(header)
+        lying[stored] = {"dtype": "F16", "shape": [1 << 33, 0], "data_offsets": [begin, begin]}
+        for other in set(header) - {"__metadata__", stored}:
+            offsets = [o - (end - begin) * (o >= end) for o in header[other]["data_offsets"]]
+            lying[other] = header[other] | {"data_offsets": offsets}
+        text = json.dumps(lying).encode()
+        data = file[8 + length : 8 + length + begin] + file[8 + length + end :]
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="where config.json calls for"):
+            loaded(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+        tracemalloc.stop()
 
 
 def test_masks_and_frequencies_of_old_checkpoints_are_left_alone(tmp_path):

@@ -12,19 +12,9 @@ The shape alphabet of the whole project:
 Weights are stored (out, in) and applied as `x @ W.T`.
 """
 
-import math
-from dataclasses import dataclass, fields
-from numbers import Real
+from dataclasses import dataclass
 
-
-def is_count(value):
-    """Whether this is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_number(value):
-    """Whether this is a finite number of at least 0."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
+from tinyflash.checks import check_config, check_rope
 
 
 @dataclass(frozen=True)
@@ -47,17 +37,7 @@ class Rope:
     original_context: int = 8192
 
     def __post_init__(self):
-        for name in ("theta", "factor", "low", "high", "original_context"):
-            if not is_number(getattr(self, name)) or getattr(self, name) == 0:
-                raise ValueError(
-                    f"Rotary positions need a {name} above 0, but the config says "
-                    f"{getattr(self, name)!r}."
-                )
-        if self.low >= self.high:
-            raise ValueError(
-                f"Rope scaling blends between its low factor {self.low} and its high factor "
-                f"{self.high}, so the high one must be larger."
-            )
+        check_rope(self)
 
 
 @dataclass(frozen=True)
@@ -110,56 +90,7 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        sizes = (
-            "vocab_size",
-            "width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_width",
-            "ffn_width",
-            "context",
-            "embed_width",
-            "layer_repeats",
-        )
-        for size in sizes:
-            value = getattr(self, size)
-            if not is_count(value):
-                raise ValueError(
-                    f"{size} must be a whole number of at least 1, but the config says {value!r}."
-                )
-        if self.window is not None and not is_count(self.window):
-            raise ValueError(
-                f"A window is a number of tokens, at least 1, but the config says {self.window!r}."
-            )
-        if not is_number(self.norm_eps):
-            raise ValueError(
-                f"norm_eps must be a small number, but the config says {self.norm_eps!r}."
-            )
-        switches = (field.name for field in fields(self) if field.type is bool)
-        for switch in switches:
-            if not isinstance(getattr(self, switch), bool):
-                raise ValueError(
-                    f"{switch} must be true or false, but the config says "
-                    f"{getattr(self, switch)!r}."
-                )
-        if not all(isinstance(token, int) for token in self.eos_ids):
-            raise ValueError(f"Token ids are whole numbers, and the config says {self.eos_ids}.")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly; "
-                "choose a number of kv heads that divides the heads."
-            )
-        pairs = self.turned % 2 == 0 and 0 < self.turned <= self.head_width
-        if self.positions == "rotary" and not pairs:
-            raise ValueError(
-                f"Rotary positions turn pairs of numbers, so {self.turned} of a head width of "
-                f"{self.head_width} does not work; choose an even number of them."
-            )
-        if self.layers % self.layer_repeats:
-            raise ValueError(
-                f"{self.layers} layers are not {self.layer_repeats} times a whole number of layers."
-            )
+        check_config(self)
 
     @property
     def turned(self):

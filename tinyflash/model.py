@@ -9,7 +9,8 @@ import numpy as np
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
-from tinyflash.config import ModelConfig, is_number
+from tinyflash.checks import is_number
+from tinyflash.config import ModelConfig
 from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
 from tinyflash.flash.store.cached import store_of

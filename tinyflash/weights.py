@@ -49,9 +49,14 @@ def locate(checkpoint, config, names):
     located = {}
     for name in names:
         place = replace(places[name], name=stored_name(checkpoint, places[name].name, prefix))
+        if name == "embed.weight" and config.tied and place.name not in checkpoint:
+            # of a tied pair some programs keep the head; where neither is there the embedding is
+            # what is missing
+            head = places["unembed.weight"].name
+            place = replace(place, name=head if head in checkpoint else place.name)
         stored = checkpoint.shape(place.name)
         rows, *columns = (stored[::-1] if place.transposed else stored) or (0,)
-        shape = (len(np.arange(rows, dtype=np.int64)[place.rows(rows)]), *columns)
+        shape = (place.count(rows), *columns)
         if shape != shapes[name] or (place.every and rows % place.every):
             raise ValueError(
                 f"{checkpoint.path}: tensor {place.name} is {shape_text(stored)} and gives "
@@ -101,9 +106,12 @@ def stored_name(checkpoint, name, prefix):
 def refuse_left_over(checkpoint, config, used):
     """Raise a ValueError if the checkpoint holds weights that the config does not call for.
 
-    Leaving out a bias or a norm gives fluent nonsense; better to say so.
+    Leaving out a bias or a norm gives fluent nonsense; better to say so. A head beside a tied
+    embedding may be there, if it is the same matrix.
     """
     tied_head = {tensor_names(config)["unembed.weight"].name} if config.tied else set()
+    for head in tied_head & set(checkpoint.names()) - used:
+        refuse_other_head(checkpoint, config, head)
     left = [
         name
         for name in checkpoint.names()
@@ -114,6 +122,38 @@ def refuse_left_over(checkpoint, config, used):
             f"{checkpoint.path} holds {len(left)} tensors that config.json does not call for, "
             f"{left[0]} first; the config and the weights do not belong together."
         )
+
+
+def refuse_other_head(checkpoint, config, head):
+    """Raise a ValueError if the tensor `head` is not the embedding that config.json ties it to."""
+    embed = stored_name(
+        checkpoint, tensor_names(config)["embed.weight"].name, family_prefix(config)
+    )
+    if not same_numbers(checkpoint[embed], checkpoint[head]):
+        raise ValueError(
+            f"{checkpoint.path}: config.json ties the logits to the embedding, and the weights "
+            f"hold a {head} that differs from {embed}; set tie_word_embeddings to false (and a "
+            "share_embedding, too) to use it, or take it out of the file."
+        )
+
+
+def same_numbers(one, other):
+    """Whether two tensors hold the same numbers, compared some rows at a time."""
+    a, b = one.array, other.array
+    if a.shape != b.shape:
+        return False
+    if one.dtype == other.dtype and a.ctypes.data == b.ctypes.data:
+        return True  # one matrix under two names
+    for first in range(0, len(a), 1024):
+        rows = [
+            decode(t.array[first : first + 1024].view(np.uint16), t.dtype)
+            if t.dtype in ("float16", "bfloat16")
+            else t.array[first : first + 1024]
+            for t in (one, other)
+        ]
+        if not np.array_equal(*rows):
+            return False
+    return True
 
 
 def shape_text(shape):
@@ -152,6 +192,7 @@ def checkpoint_files(directory, hf_config, config, weights, dtype="float16"):
         for place, array in pieces:
             whole[place.rows(rows)] = array
         tensors[stored] = np.ascontiguousarray(whole.T if pieces[0][0].transposed else whole)
+    hf_config = {key: value for key, value in hf_config.items() if key != "torch_dtype"}
     return {
         Path(directory) / "model.safetensors": safetensors_content(tensors, {"format": "pt"}),
         Path(directory) / "config.json": json.dumps({**hf_config, "dtype": dtype}, indent=2) + "\n",

@@ -1,31 +1,36 @@
 """One short file a family: which config.json keys and tensor names mean what.
 
-A family is data. It offers `MODEL_TYPES`, the config.json keys it understands (`KEYS`),
-`read_config(hf) -> ModelConfig` and `tensor_names(config)`: for each name of
-`config.weight_shapes` where the checkpoint keeps it.
+A family is data. It offers `MODEL_TYPES`, the config.json keys it understands (`KEYS`) and what
+transformers takes where one is missing (`DEFAULTS`), `read_config(hf) -> ModelConfig` of a file
+filled up with these, and `tensor_names(config)`: for each name of `config.weight_shapes` where the
+checkpoint keeps it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from tinyflash.checks import short
 from tinyflash.families import (
     distilbert,
     falcon,
     gemma,
     gpt2,
     llama,
+    mistral,
     mobilellm,
     opt,
     persimmon,
     phi,
     qwen2,
 )
+from tinyflash.families.agreement import one_name_each, refuse_null, refuse_other_family
+from tinyflash.families.ignored import IGNORED
 
 FAMILIES = {
     model_type: family
     for family in (
-        opt, gpt2, llama, mobilellm, qwen2, gemma, phi, falcon, persimmon, distilbert
+        opt, gpt2, llama, mistral, mobilellm, qwen2, gemma, phi, falcon, persimmon, distilbert
     )
     for model_type in family.MODEL_TYPES
 }  # fmt: skip
@@ -34,23 +39,6 @@ FAMILIES = {
 ENCODERS = {
     "albert", "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "modernbert",
     "mpnet", "nomic_bert", "roberta", "xlm-roberta",
-}  # fmt: skip
-
-# Keys that say nothing about the arithmetic of inference: training, bookkeeping, generation.
-IGNORED = {
-    "activation_dropout", "architectures", "attention_dropout", "attn_pdrop", "auto_map",
-    "bad_words_ids", "dropout",
-    "dtype", "embd_pdrop", "forced_bos_token_id", "forced_eos_token_id", "id2label",
-    "init_std", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "layerdrop",
-    "max_length", "model_type", "name_or_path", "pad_token_id", "prefix", "pretraining_tp",
-    "problem_type", "resid_pdrop", "return_dict", "output_attentions", "output_hidden_states",
-    "suppress_tokens", "task_specific_params", "torch_dtype", "torchscript",
-    "transformers_version", "unk_token_id", "use_cache", "chunk_size_feed_forward",
-    "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id",
-    "finetuning_task", "pruned_heads", "remove_invalid_values", "sep_token_id",
-    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "typical_p", "use_bfloat16",
-    "transformers.js_config", "unsloth_fixed", "unsloth_version", "gradient_checkpointing",
-    "n_special", "output_past", "predict_special_tokens", "hidden_dropout",
 }  # fmt: skip
 
 
@@ -70,6 +58,12 @@ class Stored:
     first: int = 0
     last: int | None = None
     every: int | None = None
+
+    def count(self, stored):
+        """How many of the `stored` rows they are. (They may be 2^33 in a header that lies.)"""
+        if self.every in (None, stored):
+            return len(range(stored)[self.first : self.last])
+        return stored // self.every * (self.last - self.first)
 
     def rows(self, stored):
         """Which of the `stored` rows of the (out, in) matrix they are: an index into its rows.
@@ -104,28 +98,28 @@ def read_config(hf):
     """The ModelConfig that a Hugging Face config.json describes.
 
     hf     : the parsed file
-    raises : ValueError for a model type we do not have, a missing key, a key that we do not
-             know (it might change the arithmetic) or a known one whose value we cannot honor
+    raises : ValueError for a model type we do not have, a key that we do not know (it might
+             change the arithmetic), a known one whose value we cannot honor, or two that disagree
     """
     family = family_of(hf)
+    hf = one_name_each(hf)
+    known = family.KEYS | IGNORED
     unknown = [
         key
         for key, value in hf.items()
-        if key not in family.KEYS | IGNORED and not key.startswith("_") and value is not None
+        if key not in known and not key.startswith("_") and value is not None
     ]
     if unknown:
         raise ValueError(
-            f"config.json sets {', '.join(map(repr, unknown))}, which tinyflash does not know for "
-            f"{hf['model_type']}; ignoring a switch could give wrong text, so remove it only if "
-            "you know that it does not change the model's arithmetic."
+            f"config.json sets {', '.join(map(short, unknown[:5]))}, which tinyflash does not know "
+            f"for {hf['model_type']}; ignoring a switch could give wrong text, so remove it only "
+            "if you know that it does not change the model's arithmetic."
         )
+    refuse_other_family(hf)
+    refuse_null(hf, family.DEFAULTS)
     try:
-        return family.read_config(hf)
-    except KeyError as missing:
-        raise ValueError(
-            f"config.json lacks {missing}, without which a {hf['model_type']} model has no shape."
-        ) from None
-    except TypeError:
+        return family.read_config(family.DEFAULTS | hf)
+    except (TypeError, OverflowError):
         raise ValueError(
             f"config.json gives a {hf['model_type']} model a size or setting of the wrong kind, "
             "such as text or null where a number belongs; get another copy of the file."

@@ -1,6 +1,6 @@
 """What several family files need when they read a config.json."""
 
-from tinyflash.config import is_number
+from tinyflash.checks import short
 from tinyflash.ops import ACTIVATIONS
 
 
@@ -13,8 +13,8 @@ def require(hf, key, allowed, why):
     value = hf.get(key)
     if value is not None and value not in allowed:
         raise ValueError(
-            f"config.json sets {key} to {value!r}, {why}; "
-            f"tinyflash has {' and '.join(map(repr, allowed))} here."
+            f"config.json sets {key} to {short(value)}, {why}; "
+            f"tinyflash has {' and '.join(map(short, allowed))} here."
         )
 
 
@@ -25,41 +25,36 @@ def token_ids(value):
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-def flag(hf, key, default):
-    """A switch that is true or false; `default` where it is missing or null."""
+def flag(hf, key):
+    """A switch that is true or false; null is false, as in transformers where it is allowed."""
     require(hf, key, (True, False), "which is neither true nor false")
-    value = hf.get(key)
-    return default if value is None else bool(value)
+    return bool(hf[key])
 
 
-def activation_of(hf, key, default):
+def activation_of(hf, key):
     """The activation that config.json names under `key`; ValueError if we do not have it."""
-    require(hf, key, tuple(ACTIVATIONS), "an activation that we do not have")
-    return hf.get(key) or default
+    name = hf[key]
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"config.json sets {key} to {short(name)}, an activation that tinyflash does not "
+            f"have; it has {', '.join(map(repr, ACTIVATIONS))}."
+        )
+    return name
 
 
-def head_width_of(width, heads):
-    """K = D / H, for families whose heads share the model's width; ValueError if they cannot."""
+def head_width_of(hf, width, heads):
+    """K = D / H, for families whose heads share the model's width.
+
+    raises: ValueError if they cannot, or if a head_dim in the file says otherwise
+    """
     if heads < 1 or width % heads:
         raise ValueError(
-            f"A width of {width} does not divide into {heads} heads; choose another number."
+            f"A width of {short(width)} does not divide into {short(heads)} heads; choose another "
+            "number."
         )
+    of = f"of {short(heads)} heads in a width of {short(width)}"
+    require(hf, "head_dim", (width // heads,), of)
     return width // heads
-
-
-def rotary_width_of(hf, head_width):
-    """How many numbers of a head are turned: the share `partial_rotary_factor`, by default half."""
-    share = (hf.get("rope_parameters") or hf.get("rope_scaling") or {}).get("partial_rotary_factor")
-    if share is None:
-        share = hf.get("partial_rotary_factor")
-    if share is None:
-        share = 0.5
-    if not is_number(share) or not 0 < share <= 1:
-        raise ValueError(
-            f"config.json sets partial_rotary_factor to {share!r}; it is a share of each head, "
-            "above 0 and at most 1."
-        )
-    return int(head_width * share)
 
 
 def with_biases(parts):

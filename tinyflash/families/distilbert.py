@@ -6,9 +6,18 @@ from tinyflash.families.common import activation_of, head_width_of, with_biases
 NAME = "distilbert"
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
-KEYS = {
-    "vocab_size", "dim", "hidden_dim", "n_layers", "n_heads", "max_position_embeddings",
-    "activation", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+DEFAULTS = {
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "n_layers": 6,
+    "n_heads": 12,
+    "dim": 768,
+    "hidden_dim": 3072,
+    "activation": "gelu",
+    "tie_word_embeddings": True,
+}
+KEYS = DEFAULTS.keys() | {
+    "head_dim", "bos_token_id", "eos_token_id",
     # whether positions began as sines, ties by another name, and what other heads need
     "sinusoidal_pos_embds", "tie_weights_", "qa_dropout", "seq_classif_dropout",
 }  # fmt: skip
@@ -24,16 +33,16 @@ def read_config(hf):
         layers=hf["n_layers"],
         heads=H,
         kv_heads=H,
-        head_width=head_width_of(D, H),
+        head_width=head_width_of(hf, D, H),
         ffn_width=hf["hidden_dim"],
-        context=hf.get("max_position_embeddings", 512),
+        context=hf["max_position_embeddings"],
         embed_width=D,
-        activation=activation_of(hf, "activation", "gelu"),
+        activation=activation_of(hf, "activation"),
         norm_eps=1e-12,  # it has no key
         norm_after=True,
         causal=False,
         embed_norm=True,
-        tied=hf.get("tie_word_embeddings", True),
+        tied=hf["tie_word_embeddings"],
         unembed_bias=True,
         unembed_transform=True,
     )

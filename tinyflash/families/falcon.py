@@ -4,7 +4,9 @@
 and share keys among groups of heads. The RW models do neither and bias their scores by ALiBi.
 """
 
+from tinyflash.checks import short
 from tinyflash.config import ModelConfig
+from tinyflash.families import rope
 from tinyflash.families.common import (
     activation_of,
     flag,
@@ -14,18 +16,33 @@ from tinyflash.families.common import (
     token_ids,
     with_biases,
 )
-from tinyflash.families.llama import read_rope
+from tinyflash.families.rope import context_of, read_rope
 
 NAME = "falcon"
 MODEL_TYPES = ("falcon",)
 PREFIX = "transformer."
-KEYS = {
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_kv_heads",
-    "num_ln_in_parallel_attn", "layer_norm_epsilon", "alibi", "new_decoder_architecture",
-    "multi_query", "parallel_attn", "bias", "max_position_embeddings", "rope_theta",
-    "rope_scaling", "rope_parameters", "ffn_hidden_size", "ff_factor", "activation",
-    "apply_residual_connection_post_layernorm", "tie_word_embeddings", "bos_token_id",
-    "eos_token_id",
+DEFAULTS = {
+    "vocab_size": 65024,
+    "hidden_size": 4544,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_ln_in_parallel_attn": None,
+    "layer_norm_epsilon": 1e-5,
+    "num_kv_heads": None,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "bias": False,
+    "max_position_embeddings": 2048,
+    "ffn_hidden_size": None,
+    "activation": "gelu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 11,
+    "eos_token_id": 11,
+}
+KEYS = DEFAULTS.keys() | rope.KEYS | {
+    "head_dim", "ff_factor", "apply_residual_connection_post_layernorm",
 }  # fmt: skip
 
 
@@ -33,27 +50,31 @@ def read_config(hf):
     """ModelConfig of a Falcon config.json; raises ValueError for what we do not have."""
     D, H = hf["hidden_size"], hf["num_attention_heads"]
     require(hf, "apply_residual_connection_post_layernorm", (False,), "a residual behind a norm")
-    F = hf.get("ffn_hidden_size") or 4 * D
+    F = 4 * D if hf["ffn_hidden_size"] is None else hf["ffn_hidden_size"]
     factor = hf.get("ff_factor")
     if factor is not None and factor * D != F:
         raise ValueError(
-            f"config.json sets ff_factor to {factor!r}, and {F} neurons are not as many times the "
-            f"width of {D}; the file contradicts itself, so get another copy."
+            f"config.json sets ff_factor to {short(factor)}, and {short(F)} neurons are not as "
+            f"many times the width of {short(D)}; the file contradicts itself, so get another copy."
         )
-    grouped = flag(hf, "new_decoder_architecture", False)
-    parallel = flag(hf, "parallel_attn", True)
+    grouped = flag(hf, "new_decoder_architecture")
+    parallel = flag(hf, "parallel_attn")
+    if grouped and not parallel:
+        raise ValueError(
+            "config.json sets new_decoder_architecture and no parallel_attn, and no such Falcon is "
+            "known; get another copy of the file."
+        )
     if grouped:
-        require(hf, "parallel_attn", (True,), "with new_decoder_architecture")
         require(hf, "num_ln_in_parallel_attn", (1, 2), "another number of norms")
-        G = hf.get("num_kv_heads") or H
-    elif flag(hf, "multi_query", True):
+        G = H if hf["num_kv_heads"] is None else hf["num_kv_heads"]
+    elif flag(hf, "multi_query"):
         G = 1
     else:
         require(hf, "num_kv_heads", (H,), "shared keys without new_decoder_architecture")
         G = H
     if parallel and not grouped:
         require(hf, "num_ln_in_parallel_attn", (1,), "without new_decoder_architecture")
-    bias, alibi = flag(hf, "bias", False), flag(hf, "alibi", False)
+    bias, alibi, positions = flag(hf, "bias"), flag(hf, "alibi"), read_rope(hf)
     return ModelConfig(
         family=NAME,
         vocab_size=hf["vocab_size"],
@@ -61,22 +82,22 @@ def read_config(hf):
         layers=hf["num_hidden_layers"],
         heads=H,
         kv_heads=G,
-        head_width=head_width_of(D, H),
+        head_width=head_width_of(hf, D, H),
         ffn_width=F,
-        context=hf.get("max_position_embeddings", 2048),
+        context=context_of(hf, positions),
         embed_width=D,
-        activation=activation_of(hf, "activation", "gelu"),
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        activation=activation_of(hf, "activation"),
+        norm_eps=hf["layer_norm_epsilon"],
         parallel=parallel,
-        shared_norm=parallel and not (grouped and hf.get("num_ln_in_parallel_attn") != 1),
+        shared_norm=parallel and not (grouped and hf["num_ln_in_parallel_attn"] != 1),
         positions="alibi" if alibi else "rotary",
-        rope=read_rope(hf),
+        rope=positions,
         qkv_bias=bias,
         out_bias=bias,
         ffn_bias=bias,
-        tied=hf.get("tie_word_embeddings", True),
-        bos_id=hf.get("bos_token_id", 11),
-        eos_ids=token_ids(hf.get("eos_token_id", 11)),
+        tied=hf["tie_word_embeddings"],
+        bos_id=hf["bos_token_id"],
+        eos_ids=token_ids(hf["eos_token_id"]),
     )
 
 

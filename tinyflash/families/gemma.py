@@ -5,36 +5,38 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinyflash.families import llama
+from tinyflash.families import llama, rope
 from tinyflash.families.common import require
 
+TANH_GELU = "gelu_pytorch_tanh"
 NAME = "gemma"
 MODEL_TYPES = ("gemma",)
 PREFIX = llama.PREFIX
-KEYS = {
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act", "hidden_activation",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-    "use_bidirectional_attention",
-}  # fmt: skip
-DEFAULTS = {
+DEFAULTS = llama.DEFAULTS | {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "head_dim": 256,
+    "hidden_act": TANH_GELU,
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
     "bos_token_id": 2,
     "eos_token_id": 1,
 }
+KEYS = DEFAULTS.keys() | rope.KEYS | {"hidden_activation", "use_bidirectional_attention"}
 
 
 def read_config(hf):
     """ModelConfig of a Gemma config.json; raises ValueError for what we do not have."""
     require(hf, "use_bidirectional_attention", (False,), "attention to later tokens")
-    require(hf, "hidden_activation", ("gelu_pytorch_tanh",), "another activation")
+    require(hf, "mlp_bias", (False,), "which no Gemma has")
     # The official files say "gelu" and mean its tanh approximation.
-    meant = "gelu_pytorch_tanh" if hf.get("hidden_act") in (None, "gelu") else hf["hidden_act"]
-    config = llama.read_config(DEFAULTS | hf | {"hidden_act": meant})
+    meant = TANH_GELU if hf["hidden_act"] == "gelu" else hf["hidden_act"]
+    require(hf, "hidden_activation", (meant,), f"and hidden_act to {meant!r}")
+    config = llama.read_config(hf | {"hidden_act": meant})
     return replace(
         config,
         family=NAME,

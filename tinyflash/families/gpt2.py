@@ -6,18 +6,31 @@ from tinyflash.families.common import activation_of, head_width_of, require, tok
 NAME = "gpt2"
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."  # the published checkpoints leave it out
-KEYS = {
-    "vocab_size", "n_embd", "n_layer", "n_head", "n_inner", "n_positions", "n_ctx",
-    "activation_function", "layer_norm_epsilon", "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention",
-    "tie_word_embeddings", "bos_token_id", "eos_token_id", "summary_type", "summary_use_proj",
+DEFAULTS = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+KEYS = DEFAULTS.keys() | {
+    "head_dim", "n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj",
     "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 }  # fmt: skip
 
 
 def read_config(hf):
     """ModelConfig of a GPT-2 config.json; raises ValueError for what we do not have."""
-    D, H = hf["n_embd"], hf["n_head"]
+    D, H, F = hf["n_embd"], hf["n_head"], hf["n_inner"]
     require(hf, "scale_attn_weights", (True,), "attention without its scale")
     require(hf, "scale_attn_by_inverse_layer_idx", (False,), "a scale of its own for every layer")
     require(hf, "add_cross_attention", (False,), "attention to an encoder")
@@ -28,15 +41,15 @@ def read_config(hf):
         layers=hf["n_layer"],
         heads=H,
         kv_heads=H,
-        head_width=head_width_of(D, H),
-        ffn_width=hf.get("n_inner") or 4 * D,
-        context=hf.get("n_positions", 1024),
+        head_width=head_width_of(hf, D, H),
+        ffn_width=4 * D if F is None else F,
+        context=hf["n_positions"],
         embed_width=D,
-        activation=activation_of(hf, "activation_function", "gelu_new"),
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        tied=hf.get("tie_word_embeddings", True),
-        bos_id=hf.get("bos_token_id"),
-        eos_ids=token_ids(hf.get("eos_token_id")),
+        activation=activation_of(hf, "activation_function"),
+        norm_eps=hf["layer_norm_epsilon"],
+        tied=hf["tie_word_embeddings"],
+        bos_id=hf["bos_token_id"],
+        eos_ids=token_ids(hf["eos_token_id"]),
     )
 
 

@@ -1,82 +1,79 @@
-"""Llama 2 and 3, Vicuna, SmolLM2, Mistral: rotary positions, RMS norm, gated SiLU, no biases."""
+"""Llama 2 and 3, Vicuna, SmolLM2: rotary positions, RMS norm, gated SiLU, no biases."""
 
-from tinyflash.config import ModelConfig, Rope
+from tinyflash.checks import short
+from tinyflash.config import ModelConfig
+from tinyflash.families import rope
 from tinyflash.families.common import activation_of, flag, require, token_ids, with_biases
+from tinyflash.families.rope import context_of, read_rope
 
 NAME = "llama"
-MODEL_TYPES = ("llama", "mistral")
+MODEL_TYPES = ("llama",)
 PREFIX = "model."
-KEYS = {
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "sliding_window", "attention_bias", "mlp_bias", "tie_word_embeddings", "bos_token_id",
-    "eos_token_id", "rope_interleaved", "is_llama_config", "max_sequence_length",
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# transformers' Llama has no window, and two keys of MobileLLM's are found in files of this type
+KEYS = DEFAULTS.keys() | rope.KEYS | {
+    "sliding_window", "rope_interleaved", "is_llama_config", "max_sequence_length",
     "share_embedding", "layer_sharing",
 }  # fmt: skip
 
 
 def read_config(hf):
-    """ModelConfig of a Llama or Mistral config.json; raises ValueError for what we do not have."""
-    D, H = hf["hidden_size"], hf["num_attention_heads"]
+    """ModelConfig of a Llama config.json; raises ValueError for what we do not have."""
+    D, H, G = hf["hidden_size"], hf["num_attention_heads"], hf["num_key_value_heads"]
     require(hf, "rope_interleaved", (False,), "rotary pairs of neighbors")
-    K = hf.get("head_dim")
+    require(
+        hf, "layer_sharing", (False,),
+        f"which {hf['model_type']} models do not have: say model_type mobilellm if this is one",
+    )  # fmt: skip
+    K = hf["head_dim"]
     if K is None:
         if H < 1 or D % H:
-            raise ValueError(f"A width of {D} does not divide into {H} heads; give a head_dim.")
+            raise ValueError(
+                f"A width of {short(D)} does not divide into {short(H)} heads; give a head_dim."
+            )
         K = D // H
-    shared = flag(hf, "layer_sharing", False)  # MobileLLM-LS: every layer is computed twice
-    layers = hf["num_hidden_layers"]
-    windowed = hf["model_type"] == "mistral"  # transformers' Llama ignores the key
+    positions = read_rope(hf)
+    shared = "share_embedding" in hf and flag(hf, "share_embedding")
     return ModelConfig(
         family=NAME,
         vocab_size=hf["vocab_size"],
         width=D,
-        layers=2 * layers if shared else layers,
+        layers=hf["num_hidden_layers"],
         heads=H,
-        kv_heads=hf.get("num_key_value_heads") or H,
+        kv_heads=H if G is None else G,
         head_width=K,
         ffn_width=hf["intermediate_size"],
-        context=hf.get("max_position_embeddings", 2048),
+        context=context_of(hf, positions),
         embed_width=D,
-        activation=activation_of(hf, "hidden_act", "silu"),
+        activation=activation_of(hf, "hidden_act"),
         gated=True,
         norm="rms",
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        norm_eps=hf["rms_norm_eps"],
         positions="rotary",
-        rope=read_rope(hf),
-        window=hf.get("sliding_window") if windowed else None,
-        qkv_bias=hf.get("attention_bias", False),
-        out_bias=hf.get("attention_bias", False),
-        ffn_bias=hf.get("mlp_bias", False),
-        tied=flag(hf, "share_embedding", False) or hf.get("tie_word_embeddings", False),
-        layer_repeats=2 if shared else 1,
-        bos_id=hf.get("bos_token_id", 1),
-        eos_ids=token_ids(hf.get("eos_token_id", 2)),
-    )
-
-
-def read_rope(hf):
-    """Rotary settings from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`."""
-    settings = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    theta = settings.get("rope_theta", hf.get("rope_theta", 10000.0))
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind == "default":
-        return Rope(theta=theta)
-    if kind == "linear":
-        return Rope(theta=theta, scaling="linear", factor=settings["factor"])
-    if kind == "llama3":
-        return Rope(
-            theta=theta,
-            scaling="llama3",
-            factor=settings["factor"],
-            low=settings["low_freq_factor"],
-            high=settings["high_freq_factor"],
-            original_context=settings["original_max_position_embeddings"],
-        )
-    raise ValueError(
-        f"config.json asks for rope scaling {kind!r}; tinyflash has 'default', 'linear' and "
-        "'llama3'."
+        rope=positions,
+        qkv_bias=hf["attention_bias"],
+        out_bias=hf["attention_bias"],
+        ffn_bias=hf["mlp_bias"],
+        # a file that holds a head of its own beside share_embedding is refused: see weights.py
+        tied=shared or hf["tie_word_embeddings"],
+        bos_id=hf["bos_token_id"],
+        eos_ids=token_ids(hf["eos_token_id"]),
     )
 
 

@@ -6,18 +6,30 @@ from tinyflash.families.common import activation_of, head_width_of, token_ids, w
 NAME = "opt"
 MODEL_TYPES = ("opt",)
 PREFIX = "model."  # the published checkpoints leave it out
-KEYS = {
-    "vocab_size", "hidden_size", "num_hidden_layers", "ffn_dim", "max_position_embeddings",
-    "do_layer_norm_before", "word_embed_proj_dim", "num_attention_heads", "activation_function",
-    "enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings", "bos_token_id",
-    "eos_token_id", "_remove_final_layer_norm",
-}  # fmt: skip
+DEFAULTS = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": True,
+    "_remove_final_layer_norm": False,
+    "word_embed_proj_dim": None,
+    "num_attention_heads": 12,
+    "activation_function": "relu",
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+KEYS = DEFAULTS.keys() | {"head_dim"}
 
 
 def read_config(hf):
     """ModelConfig of an OPT config.json; raises ValueError for what we do not have."""
     D, H = hf["hidden_size"], hf["num_attention_heads"]
-    before = hf.get("do_layer_norm_before", True)
+    E, before = hf["word_embed_proj_dim"], hf["do_layer_norm_before"]
     return ModelConfig(
         family=NAME,
         vocab_size=hf["vocab_size"],
@@ -25,21 +37,21 @@ def read_config(hf):
         layers=hf["num_hidden_layers"],
         heads=H,
         kv_heads=H,
-        head_width=head_width_of(D, H),
+        head_width=head_width_of(hf, D, H),
         ffn_width=hf["ffn_dim"],
         context=hf["max_position_embeddings"],
-        embed_width=hf.get("word_embed_proj_dim") or D,
-        activation=activation_of(hf, "activation_function", "relu"),
+        embed_width=D if E is None else E,
+        activation=activation_of(hf, "activation_function"),
         position_offset=2,
-        norm_affine=hf.get("layer_norm_elementwise_affine", True),
+        norm_affine=hf["layer_norm_elementwise_affine"],
         norm_after=not before,
-        final_norm=before and not hf.get("_remove_final_layer_norm", False),
-        qkv_bias=hf.get("enable_bias", True),
-        out_bias=hf.get("enable_bias", True),
-        ffn_bias=hf.get("enable_bias", True),
-        tied=hf.get("tie_word_embeddings", True),
-        bos_id=hf.get("bos_token_id", 2),
-        eos_ids=token_ids(hf.get("eos_token_id", 2)),
+        final_norm=before and not hf["_remove_final_layer_norm"],
+        qkv_bias=hf["enable_bias"],
+        out_bias=hf["enable_bias"],
+        ffn_bias=hf["enable_bias"],
+        tied=hf["tie_word_embeddings"],
+        bos_id=hf["bos_token_id"],
+        eos_ids=token_ids(hf["eos_token_id"]),
     )
 
 

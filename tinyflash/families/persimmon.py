@@ -1,33 +1,42 @@
 """Persimmon 8B: squared ReLU, q, k, v fused head by head and normed, heads turned in part."""
 
 from tinyflash.config import ModelConfig
+from tinyflash.families import rope
 from tinyflash.families.common import (
     activation_of,
     flag,
     fused_head_by_head,
     head_width_of,
     require,
-    rotary_width_of,
     token_ids,
     with_biases,
 )
-from tinyflash.families.llama import read_rope
+from tinyflash.families.rope import context_of, read_rope, rotary_width_of
 
 NAME = "persimmon"
 MODEL_TYPES = ("persimmon",)
 PREFIX = "model."
-KEYS = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "hidden_act", "max_position_embeddings", "layer_norm_eps",
-    "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
-    "partial_rotary_factor", "qk_layernorm", "bos_token_id", "eos_token_id",
-}  # fmt: skip
+DEFAULTS = {
+    "vocab_size": 262144,
+    "hidden_size": 4096,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 16384,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "qk_layernorm": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KEYS = DEFAULTS.keys() | rope.KEYS | {"head_dim", "num_key_value_heads"}
 
 
 def read_config(hf):
     """ModelConfig of a Persimmon config.json; raises ValueError for what we do not have."""
     D, H = hf["hidden_size"], hf["num_attention_heads"]
-    K = head_width_of(D, H)
+    K, positions = head_width_of(hf, D, H), read_rope(hf, partial=True)
     require(hf, "num_key_value_heads", (H,), "heads that share keys")
     return ModelConfig(
         family=NAME,
@@ -38,17 +47,17 @@ def read_config(hf):
         kv_heads=H,
         head_width=K,
         ffn_width=hf["intermediate_size"],
-        context=hf.get("max_position_embeddings", 16384),
+        context=context_of(hf, positions),
         embed_width=D,
-        activation=activation_of(hf, "hidden_act", "relu2"),
-        norm_eps=hf.get("layer_norm_eps", 1e-5),
-        qk_norm=flag(hf, "qk_layernorm", True),
+        activation=activation_of(hf, "hidden_act"),
+        norm_eps=hf["layer_norm_eps"],
+        qk_norm=flag(hf, "qk_layernorm"),
         positions="rotary",
-        rope=read_rope(hf),
+        rope=positions,
         rotary_width=rotary_width_of(hf, K),
-        tied=hf.get("tie_word_embeddings", False),
-        bos_id=hf.get("bos_token_id", 1),
-        eos_ids=token_ids(hf.get("eos_token_id", 2)),
+        tied=hf["tie_word_embeddings"],
+        bos_id=hf["bos_token_id"],
+        eos_ids=token_ids(hf["eos_token_id"]),
     )
 
 

@@ -2,33 +2,34 @@
 
 from dataclasses import replace
 
-from tinyflash.families import llama
+from tinyflash.families import llama, rope
 from tinyflash.families.common import flag, require
 
 NAME = "qwen2"
 MODEL_TYPES = ("qwen2",)
 PREFIX = llama.PREFIX
-KEYS = {
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "use_mrope",
-    "tie_word_embeddings", "bos_token_id", "eos_token_id",
-}  # fmt: skip
-DEFAULTS = {
+DEFAULTS = llama.DEFAULTS | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
     "bos_token_id": None,
     "eos_token_id": None,
 }
+KEYS = DEFAULTS.keys() | rope.KEYS | {"use_mrope"}
 WINDOWED, FULL = "sliding_attention", "full_attention"
 
 
 def read_config(hf):
     """ModelConfig of a Qwen 2 config.json; raises ValueError for what we do not have."""
     require(hf, "use_mrope", (False,), "positions of images and films")
-    config = llama.read_config(DEFAULTS | hf)
-    window = hf.get("sliding_window", 4096) if flag(hf, "use_sliding_window", False) else None
+    require(hf, "mlp_bias", (False,), "which no Qwen 2 has")
+    config = llama.read_config(hf)
+    window = hf["sliding_window"] if flag(hf, "use_sliding_window") else None
     layers = windowed_layers(hf, window, config.layers)
     if layers and window is None:
         raise ValueError(
@@ -38,7 +39,8 @@ def read_config(hf):
     return replace(
         config,
         family=NAME,
-        qkv_bias=True,
+        qkv_bias=True,  # whatever attention_bias says
+        out_bias=False,
         window=window if layers else None,
         window_layers=layers if layers else None,
     )
@@ -46,9 +48,8 @@ def read_config(hf):
 
 def windowed_layers(hf, window, layers):
     """The layers with a window: as `layer_types` says, else those from max_window_layers on."""
-    kinds = hf.get("layer_types")
+    kinds, first = hf["layer_types"], hf["max_window_layers"]
     if kinds is None:
-        first = hf.get("max_window_layers", 28)
         return () if window is None else tuple(range(layers)[max(0, first) :])
     if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {WINDOWED, FULL}:
         raise ValueError(

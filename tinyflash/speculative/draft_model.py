@@ -7,7 +7,7 @@ being made, so that `verify` can accept it with probability min(1, p / q).
 
 import numpy as np
 
-from tinyflash.config import is_count
+from tinyflash.checks import is_count
 from tinyflash.kv_cache import common_length
 from tinyflash.sampling import distribution, draw
 from tinyflash.speculative.tree import chain

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_content
-from tinyflash.config import is_count
+from tinyflash.checks import is_count
 from tinyflash.files import write_files
 from tinyflash.weights import bind, shape_text
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyflash.config import is_count
+from tinyflash.checks import is_count
 from tinyflash.ops import linear, log_softmax, rows, silu
 from tinyflash.speculative.drafter_files import Drafter
 from tinyflash.speculative.tree import pack

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinyflash.config import is_count
+from tinyflash.checks import is_count
 from tinyflash.speculative.tree import chain
 
 
