@@ -663,11 +663,38 @@ def test_an_error_of_several_lines_becomes_one(capsys):
     assert capsys.readouterr().err == "tinyflash: one two\n"
 
 
-def test_a_mistake_of_ours_is_not_hidden(models, monkeypatch):
-    """Only what bad input raises becomes a sentence; a TypeError is a bug and shows itself."""
-    monkeypatch.setattr(commands, "open_model", lambda source, **settings: None + 1)
-    with pytest.raises(TypeError):
-        main(["generate", PROMPT, "--model", str(models["opt"])])
+FAULTS = (
+    TypeError("no such\nthing"),
+    RecursionError("too deep"),
+    MemoryError("64 GiB"),
+    type("PanicException", (BaseException,), {})("called `unwrap()` on an `Err`"),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_mistake_of_ours_is_said_to_be_ours(models, monkeypatch, capsys, fault):
+    """Only what bad input raises becomes exit code 2; anything else is 70, and can be reported."""
+
+    def broken(source, **settings):
+        raise fault
+
+    monkeypatch.setattr(commands, "open_model", broken)
+    arguments = ["generate", PROMPT, "--model", str(models["opt"])]
+    assert main(arguments) == 70
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "report it" in err
+    assert type(fault).__name__ in err and " ".join(str(fault).split()) in err
+    assert "commands/generate.py, line" in err
+    assert main([*arguments, "--debug"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err and "in broken" in err
+    assert err.splitlines()[-1].startswith("tinyflash: ")
+
+
+def test_debug_shows_where_bad_input_was_found(models, capsys):
+    assert main(["generate", PROMPT, "--model", "/no/such", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("tinyflash: There is no")
 
 
 # The terminal.

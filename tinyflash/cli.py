@@ -1,40 +1,92 @@
 """The command `tinyflash`: arguments in, text, tables and progress out.
 
 Every verb takes `--json`. Exit codes: 0 done, 1 a comparison differs, 2 bad input (one sentence
-on standard error). Results go to standard output, everything else to standard error.
+on standard error), 70 a fault of tinyflash (one sentence, and a traceback with `--debug`). Results
+go to standard output, everything else to standard error.
 """
 
 import argparse
-import os
 import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
 
 import tinyflash
 from tinyflash.commands import bench, convert, evaluate, generate, oracle, train
+from tinyflash.commands.arguments import DEBUG
+from tinyflash.streams import abandon, note, occupy_closed_streams, say
+
+PACKAGE = Path(tinyflash.__file__).parent
 
 
 def main(arguments=None):
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    occupy_closed_streams()
     try:
-        code = options.verb(options) or 0
-        sys.stdout.flush()
+        try:
+            options = parser().parse_args(arguments)
+            code = options.verb(options) or 0
+        finally:
+            say("", end="")  # what is still held back; of argparse, too, which then exits
         return code
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
+    except SystemExit:
+        raise
+    except BaseException as error:  # panics of native libraries are no Exceptions
+        if DEBUG in arguments:
+            note("".join(traceback.format_exception(error)).rstrip())
+        return ended_by(error)
+
+
+def ended_by(error):
+    """Say in one sentence what ended a command; returns its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        note("")
         return 130
-    except BrokenPipeError:  # the reader of our pipe has seen enough; the rest goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of our pipe has seen enough
+        abandon(sys.stdout)
         return 0
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+    if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
         return refuse(f"A text is not in UTF-8 ({error.reason}); convert it and try again.")
-    except (ValueError, OSError) as error:
+    if isinstance(error, ValueError | OSError):
         return refuse(error)
+    return own_fault(error)
 
 
 def refuse(reason):
     """Say in one line what is wrong; returns the exit code for bad input."""
-    print("tinyflash:", " ".join(str(reason).split("\n")), file=sys.stderr)
+    note("tinyflash: " + " ".join(str(reason).splitlines()))
     return 2
+
+
+def own_fault(error):
+    """Say that a fault is ours, and how to report it; returns the exit code for that."""
+    kind, reason = type(error).__name__, " ".join(str(error).split())[:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}, line {ours[-1].lineno}"
+    fault = f"{kind}{f': {reason}' if reason else ''} ({place})"
+    if isinstance(error, MemoryError):
+        note(
+            f"tinyflash: Memory was not enough: {fault}; take a smaller model or text, or less "
+            f"--memory. If there should be enough, please report it {where_to_report()}."
+        )
+    else:
+        note(
+            f"tinyflash: This is a fault of tinyflash: {fault}. Please report it "
+            f"{where_to_report()}, with your command and what it prints with {DEBUG}."
+        )
+    return 70
+
+
+def where_to_report():
+    """The address that this installation's metadata has for reports, if any."""
+    try:
+        addresses = metadata("tinyflash").get_all("Project-URL") or ()
+    except PackageNotFoundError:
+        addresses = ()
+    found = [line.partition(", ")[2] for line in addresses if line.startswith("Issues,")]
+    return f"at {found[0]}" if found else "where you got it from"
 
 
 def parser():

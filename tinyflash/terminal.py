@@ -1,18 +1,21 @@
 """What people see: progress and tables by rich on a terminal, nothing extra in a pipe."""
 
+import io
+import json
+import math
 import sys
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from tinyflash.streams import fit_for, harmless, is_terminal, note, say, write_out
+
+__all__ = ["json_line", "note", "progress", "say", "table", "waiting"]
 
 ERRORS = Console(stderr=True, highlight=False)
-
-
-def note(line):
-    """A line beside the result: on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def waiting(what):
     if not ERRORS.is_terminal:
         yield
         return
-    with ERRORS.status(what):
+    with ERRORS.status(Text(harmless(what))):
         yield
 
 
@@ -35,15 +38,15 @@ def progress(what, unit):
         yield lambda done, total, **numbers: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
     )
     with Progress(*columns, console=ERRORS, transient=True) as bar:
-        task = bar.add_task(what, numbers="")
+        task = bar.add_task(harmless(what), total=None, numbers="")
 
         def report(done, total, **numbers):
             text = "  ".join(f"{name} {value:,.4g}" for name, value in numbers.items())
@@ -54,24 +57,31 @@ def progress(what, unit):
 
 def table(title, header, rows):
     """A table on standard output."""
-    drawn = Table(title=title, title_justify="left")
+
+    def cell(value):  # no markup: a name may hold [brackets]
+        return Text(fit_for(sys.stdout, str(value)))
+
+    drawn = Table(title=cell(title), title_justify="left")
     for column in header:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(cell(column), overflow="fold")
     for row in rows:
-        drawn.add_row(*map(str, row))
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False).print(drawn)
+        drawn.add_row(*map(cell, row))
+    shown = is_terminal(sys.stdout)
+    page = io.StringIO()
+    width = None if shown else 120
+    Console(file=page, force_terminal=shown, width=width, highlight=False).print(drawn)
+    write_out(page.getvalue())
 
 
-def questions():
-    """What a person types, line by line, until the end of input."""
-    interactive = sys.stdin.isatty()
-    while True:
-        try:
-            line = input("> " if interactive else "")
-        except EOFError:
-            if interactive:
-                print()
-            return
-        if line.strip():
-            yield line
+def json_line(result):
+    """A result as one JSON object on a line of standard output; what is not finite becomes null."""
+    write_out(json.dumps(finite(result), allow_nan=False) + "\n")
+
+
+def finite(value):
+    """A JSON value in which None stands for the floats that JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

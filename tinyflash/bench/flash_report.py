@@ -37,7 +37,7 @@ def show(result):
     )
     terminal.table("Projected onto other machines (bounds)", header, projection_rows(result))
     for line in notes(result):
-        print(line)
+        terminal.say(line)
 
 
 def ran(result):

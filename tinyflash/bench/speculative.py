@@ -271,13 +271,13 @@ def show(result):
         )
     header = ("drafter", "tokens a step", "accepted", "ms a token", "drafting", "x plain")
     terminal.table(result["title"], (*header, "flash MB a token", "texts that part"), rows)
-    print(
+    terminal.say(
         "In brackets: of a replay, what alpha makes one expect; of ReDrafter, the paper's Table 4\n"
         "(Vicuna 7B, distilled). LLM in a flash reports 1.4x with speculation, 1.58x without flash."
     )
     for run in result["runs"]:
         for parted in run["parted"]:
-            print(
+            terminal.say(
                 f"{run['drafter']}: text {parted['prompt']} parts from plain decoding at token "
                 f"{parted['token']}, where the likeliest led by {parted['top_2_margin']:.2g}"
             )

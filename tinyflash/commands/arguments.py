@@ -2,12 +2,15 @@
 
 from tinyflash.flash.feed_forward import MODES
 
+DEBUG = "--debug"
+
 
 def verb(verbs, name, function, help):
     """Add a verb; returns the function that adds its arguments."""
     this = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     this.set_defaults(verb=function)
     this.add_argument("--json", action="store_true", help="one JSON object, on the last line")
+    this.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
     return this.add_argument
 
 

@@ -1,7 +1,6 @@
 """`tinyflash bench`: measures this machine."""
 
-import json
-
+from tinyflash import terminal
 from tinyflash.commands.arguments import add_memory, group_of_verbs, verb
 from tinyflash.flash.feed_forward import MODES
 
@@ -57,7 +56,7 @@ def bench_disk(options):
 
     result = disk.run(options)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
 
 
 def bench_flash(options):
@@ -66,7 +65,7 @@ def bench_flash(options):
 
     result = flash.bench_flash(options)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
 
 
 def bench_speculative(options):
@@ -75,4 +74,4 @@ def bench_speculative(options):
 
     result = speculative.bench_speculative(options)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)

@@ -1,5 +1,7 @@
 """What several verbs share: opening a model, and saying what it took."""
 
+import sys
+
 import tinyflash
 from tinyflash import terminal
 from tinyflash.checkpoint.sources import find_model
@@ -30,3 +32,10 @@ def open_model(source, **settings):
 def flash_settings(options):
     """What `--memory`, `--mode` and `--window` mean for `tinyflash.load`."""
     return {"memory": options.memory, "mode": options.mode, "k": options.window}
+
+
+def standard_input(what):
+    """All of standard input as a text; ValueError if it is closed."""
+    if sys.stdin is None:
+        raise ValueError(f"Standard input is closed; give the {what} as an argument.")
+    return sys.stdin.read()

@@ -1,7 +1,5 @@
 """`tinyflash convert`: writes a flash directory, or checks one."""
 
-import json
-
 from tinyflash import terminal
 from tinyflash.commands.arguments import verb
 from tinyflash.flash.store.bundles import BUNDLINGS
@@ -45,4 +43,4 @@ def convert_model(options):
             f"{store.path}: {nbytes / 1e6:,.1f} MB, bundles of {store.row_bytes:,} bytes "
             f"({store.dtype}, {store.bundling})"
         )
-    print(json.dumps(result) if options.json else line)
+    terminal.json_line(result) if options.json else terminal.say(line)

@@ -1,7 +1,5 @@
 """`tinyflash evaluate`: perplexity on a text, filled masks, multiple choice."""
 
-import json
-
 from tinyflash import terminal
 from tinyflash.commands.arguments import add_memory, verb
 from tinyflash.commands.common import flash_settings, open_model
@@ -68,6 +66,6 @@ def evaluate(options):
             ("accuracy (per byte)", f"{100 * measured.normalized_accuracy:.2f} %"),
         ]
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
     else:
         terminal.table(f"{options.model}", ("measure", "value"), rows)

@@ -1,12 +1,12 @@
 """`tinyflash generate`: text, and what it cost."""
 
-import json
 import resource
 import sys
 
 from tinyflash import terminal
 from tinyflash.commands.arguments import add_memory, verb
-from tinyflash.commands.common import flash_settings, open_model
+from tinyflash.commands.chat import questions
+from tinyflash.commands.common import flash_settings, open_model, standard_input
 
 
 def arguments(verbs):
@@ -35,7 +35,7 @@ def generate(options):
     check_sampling(options.temperature or 0, options.top_k, options.top_p)
     if options.prompt is None and not options.chat:
         raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = standard_input("prompt") if options.prompt == "-" else options.prompt
     model = open_model(options.model, **flash_settings(options))
     if options.stats and not model.flash:
         raise ValueError("There are no statistics of flash without it; give --memory, as in 50%.")
@@ -52,7 +52,7 @@ def generate(options):
         show(model.generate(prompt, **settings), options)
         return
     chat = model.chat()
-    for message in [prompt] if prompt is not None else terminal.questions():
+    for message in [prompt] if prompt is not None else questions():
         show(chat.say(message, **settings), options)
 
 
@@ -63,7 +63,7 @@ def show(generation, options):
         flash.costs.clear()
     for piece in generation:
         if not as_json:
-            print(piece, end="", flush=True)
+            terminal.say(piece, end="")
     tokens, seconds, counts = len(generation.ids), generation.seconds, generation.counts
     cost = {
         "text": generation.text,
@@ -82,9 +82,9 @@ def show(generation, options):
         cost["flash"] = flash.cost_per_token(counts.steps, counts.tokens)
         cost["dram_bytes"] = flash.components()
     if as_json:
-        print(json.dumps(cost))
+        terminal.json_line(cost)
         return
-    print(flush=True)
+    terminal.say("")
     rate = f"{tokens / seconds:.1f} tokens/s" if seconds else "no time"
     terminal.note(
         f"{cost['prompt_tokens']} prompt tokens in {generation.prompt_seconds:.2f} s, "

@@ -1,11 +1,10 @@
 """`tinyflash record` and `tinyflash diff`."""
 
-import json
-import sys
+from contextlib import suppress
 
 from tinyflash import terminal
 from tinyflash.commands.arguments import verb
-from tinyflash.commands.common import open_model
+from tinyflash.commands.common import open_model, standard_input
 from tinyflash.oracle.tolerances import TOLERANCES
 
 
@@ -39,7 +38,7 @@ def record(options):
         except ValueError:
             raise ValueError(f"--ids takes numbers with commas, not {options.ids!r}.") from None
     else:
-        ids = model.encode(sys.stdin.read() if options.text == "-" else options.text)
+        ids = model.encode(standard_input("text") if options.text == "-" else options.text)
     with terminal.waiting(f"Recording {len(ids)} tokens"):
         taps = record(model, ids, squares=options.squares or None)
         command = f"tinyflash record {options.model} --dtype {options.dtype}"
@@ -47,9 +46,10 @@ def record(options):
         write_recording(options.out, taps, manifest)
     nbytes = sum(tensor.nbytes for tensor in taps.values())
     if options.json:
-        print(json.dumps({"out": options.out, "tensors": len(taps), "bytes": nbytes, "ids": ids}))
+        terminal.json_line({"out": options.out, "tensors": len(taps), "bytes": nbytes, "ids": ids})
     else:
-        print(f"{options.out}: {len(taps)} tensors of {len(ids)} tokens, {nbytes / 1e6:.1f} MB")
+        size = f"{nbytes / 1e6:.1f} MB"
+        terminal.say(f"{options.out}: {len(taps)} tensors of {len(ids)} tokens, {size}")
 
 
 def diff(options):
@@ -59,8 +59,9 @@ def diff(options):
 
     reference, other = read_recording(options.reference), read_recording(options.other)
     comparison = compare(reference, other, options.dtype)
-    if options.json:
-        print(json.dumps(comparison.to_json()))
-    else:
-        print_comparison(comparison, show_all=options.all)
+    with suppress(BrokenPipeError):  # who reads no further still gets the exit code
+        if options.json:
+            terminal.json_line(comparison.to_json())
+        else:
+            print_comparison(comparison, show_all=options.all)
     return 0 if comparison.equal else 1

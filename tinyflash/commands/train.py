@@ -1,7 +1,5 @@
 """`tinyflash train`: language models, activity predictors, drafters."""
 
-import json
-
 from tinyflash import terminal
 from tinyflash.commands.arguments import group_of_verbs, verb
 
@@ -68,7 +66,7 @@ def train_language_model(options):
     with terminal.progress("Training", "steps") as report:
         result = train_lm(options, report)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
     else:
         terminal.table(options.out, ("measure", "value"), list(result.items()))
 
@@ -80,7 +78,7 @@ def train_predictor(options):
     with terminal.progress("Predictors", "layers") as report:
         result = train_predictor(options, report)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
         return
     names = ("rank", "threshold", "active", "predicted", "false_negatives", "false_positives")
     rows = [
@@ -100,7 +98,7 @@ def train_drafter(options):
     with terminal.progress("Drafter", "examples, then steps") as report:
         result = train_drafter(options, report)
     if options.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
         return
     names = ("examples", "steps", "first_loss", "loss", "tokens_per_step", "seconds")
     terminal.table(options.out, ("measure", "value"), [(name, result[name]) for name in names])

@@ -270,15 +270,15 @@ def print_comparison(comparison, show_all=False):
         header = ("tensor", "max |difference|", "spread", "relative", "rms", "verdict")
         terminal.table(tolerance_text(comparison.dtype), header, lines)
     for sentence in comparison.contradictions + comparison.notes:
-        print(sentence)
+        terminal.say(sentence)
     for tie in comparison.near_ties:
-        print(
+        terminal.say(
             f"Position {tie['position']}: token {tie['reference_token']} (ahead by "
             f"{tie['reference_margin']:.3g}) became {tie['other_token']} (ahead by "
             f"{tie['other_margin']:.3g}); each is "
             f"{'' if tie['in_each_others_top_5'] else 'not '}in the other's top 5."
         )
-    print(verdict_text(comparison))
+    terminal.say(verdict_text(comparison))
 
 
 def tolerance_text(dtype):

@@ -7,11 +7,12 @@ import fcntl
 import math
 import mmap
 import os
-import sys
 from contextlib import suppress
 from functools import cache
 
 import numpy as np
+
+from tinyflash.streams import note
 
 BLOCK = 4096  # bytes: offsets, lengths and addresses of direct reads are multiples of this
 HUGE_PAGE = 2 << 20  # bytes, on most machines
@@ -86,11 +87,9 @@ def _open_if_direct(path, flags):
 
 @cache
 def _say_once(directory):
-    print(
+    note(
         f"{directory} refuses direct reads: the page cache will serve some of them, so what is "
-        "measured here is not the speed of flash",
-        file=sys.stderr,
-        flush=True,
+        "measured here is not the speed of flash"
     )
 
 

@@ -1,0 +1,103 @@
+"""The standard streams: what goes to a terminal is made harmless, and a stream may be closed.
+
+A model's words, a tensor's name or a template's message may hold escape sequences, with which a
+terminal can be renamed, cleared or made to answer. A terminal is shown them as `\\x1b`; a pipe or a
+file gets the text as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+CONTROLS = (*range(32), *range(127, 160))  # C0, DEL and C1; a new line and a tab do no harm
+SHOWN = {code: f"\\x{code:02x}" for code in CONTROLS if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """A text whose control characters are spelled instead of obeyed.
+
+    >>> harmless("red: \\x1b[31m")
+    'red: \\\\x1b[31m'
+    """
+    return text.translate(SHOWN)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person looks at what is written to a stream."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it was closed
+        return False
+
+
+def fit_for(stream: TextIO | None, text: str) -> str:
+    """A text as a stream may have it: harmless on a terminal, untouched elsewhere."""
+    if not is_terminal(stream):
+        return text
+    encoding = stream.encoding or "utf-8"
+    return harmless(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write a result to standard output, at once.
+
+    raises: BrokenPipeError if nobody reads it any more; OSError, one sentence, if it cannot be
+            written; ValueError if the stream's encoding lacks a letter
+    """
+    write_out(fit_for(sys.stdout, text) + end)
+
+
+def write_out(text: str) -> None:
+    """Write to standard output as it is, at once; raises as `say` does."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        abandon(sys.stdout)
+        raise
+    except OSError as error:
+        abandon(sys.stdout)
+        raise OSError(f"Standard output cannot be written: {error.strerror or error}.") from None
+    except UnicodeEncodeError as error:
+        letters = ascii(error.object[error.start : error.end][:20])
+        raise ValueError(
+            f"Standard output is in {error.encoding}, which lacks {letters}; set PYTHONUTF8=1, or "
+            "take --json."
+        ) from None
+
+
+def note(line: str) -> None:
+    """Write a line beside the result, to standard error; where nobody can read it, it is lost."""
+    if sys.stderr is None:  # and print would take standard output
+        return
+    try:
+        sys.stderr.write(fit_for(sys.stderr, line) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        abandon(sys.stderr)
+
+
+def abandon(stream: TextIO | None) -> None:
+    """Let what a stream still holds, and what it will get, go nowhere."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (AttributeError, OSError, ValueError):  # it has no descriptor, or no longer
+        pass
+
+
+def occupy_closed_streams() -> None:
+    """Put nothing in the place of standard streams that were closed, as by `>&-`.
+
+    Otherwise the next file that is opened gets their number, and what others write there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
