@@ -375,7 +375,7 @@ def test_a_state_that_is_written_half_is_not_the_state(lesson, capsys, monkeypat
     kill_after(monkeypatch, 1000)
     saves = []
 
-    def killed_at_the_second(path, content):
+    def killed_at_the_second(path, content, **settings):
         saves.append(path)
         if len(saves) == 2:
             Path(path).with_name("half.part").write_bytes(b"half")
