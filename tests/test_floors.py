@@ -15,7 +15,7 @@ FILES = sorted(  # a wheel carries data/ inside the package
 
 # DESIGN.md: nobody imports from above. The package itself (`import tinyflash`) offers the model.
 FLOORS = (
-    "config checks ops taps files streams turns workers",
+    "config checks ops taps files low_rank streams turns workers",
     "matrices checkpoint tokenizer families weights",
     "transformer kv_cache sampling",
     "training costs",

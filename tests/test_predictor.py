@@ -32,9 +32,9 @@ from tinyflash.flash.training.learning import (
     first_guess,
     loss_gradients,
     train_predictor_of,
-    truncated_svd,
 )
 from tinyflash.flash.training.report import distinct_in_windows, held_by_window, measure
+from tinyflash.low_rank import truncated_svd
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.training.tape import value_and_grad
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyflash.flash.predictor import Predictor, sigmoid
+from tinyflash.low_rank import truncated_svd
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.training.optimizers import adamw_init, adamw_step, cosine_schedule
 from tinyflash.workers import WORKERS, OneBlasThread
 
 SAMPLE = 1024  # tokens on which the first guess is compared with the truth
-OVERSAMPLED = 16  # directions more than wanted, so that the wanted ones come out well
-ITERATIONS = 2  # of the subspace; training mends what they leave
 PROBIT = 1.702  # sigmoid(1.702 z) is Φ(z), to within 0.01
 
 
@@ -137,27 +136,6 @@ def first_guess(projection, bias, inputs, active, share, recipe):
     prior = np.float32(np.log(share / (1 - share)))
     even = np.sqrt(rms(up) / rms(down))
     return {"down": down * even, "up": up / even, "bias": (offset - cutoff) * scale - prior}
-
-
-def truncated_svd(matrix, rank, seed=0):
-    """The best rank-R copy of a matrix, nearly: matrix ≈ up down, the rows of down orthonormal.
-
-    Subspace iteration: random directions are multiplied by MᵀM and made orthonormal again, a few
-    times; they turn towards the leading right singular vectors. (Finding structure with
-    randomness, arXiv 0909.4061, algorithm 4.4.) For 16384 × 4096 seconds, not minutes.
-
-    matrix : (F, D);  rank : R ≤ min(F, D)
-    returns: down (R, D), up (F, R), float32
-    """
-    F, D = matrix.shape
-    width = min(rank + OVERSAMPLED, F, D)
-    directions = np.random.default_rng(seed).standard_normal((D, width), dtype=np.float32)
-    for _ in range(ITERATIONS):
-        directions, _ = np.linalg.qr(matrix.T @ (matrix @ directions))
-    images = matrix @ directions  # (F, width)
-    _, rotation = np.linalg.eigh(images.T @ images)  # ascending
-    leading = rotation[:, ::-1][:, :rank]
-    return np.ascontiguousarray((directions @ leading).T), images @ leading
 
 
 def rms(array):
