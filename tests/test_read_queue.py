@@ -1,8 +1,10 @@
 """ReadQueue: what Linux reads by the hundred is what single reads bring, whatever goes wrong."""
 
 import errno
+import gc
 import os
 import platform
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -123,32 +125,75 @@ def test_an_error_that_stays_is_told(queued, data, monkeypatch):
     read_some(queued, data)
 
 
-def test_nothing_is_under_way_after_an_interruption(queued, data, monkeypatch):
-    queue, real, waits = queued.by_queue.queue, ReadQueue._note_ended, []
+@pytest.mark.parametrize("nth", [1, 2, 5])
+@pytest.mark.parametrize("call", ["submit", "get_events"])
+def test_an_interruption_before_a_call_is_counted_harms_nothing(
+    queued, data, monkeypatch, call, nth
+):
+    """Linux took reads, or told of some, and Ctrl-C came before our next line."""
+    queue, real, calls = queued.by_queue.queue, read_queue.system_call, []
 
-    def interrupted(self, results, enough):
-        waits.append(enough)
-        if len(waits) == 2:
+    def interrupted(number, *arguments):
+        result = real(number, *arguments)
+        calls.append(number)
+        if number == getattr(queue, call) and calls.count(number) == nth:
             raise KeyboardInterrupt
-        return real(self, results, enough)
+        return result
 
-    monkeypatch.setattr(ReadQueue, "_note_ended", interrupted)
+    monkeypatch.setattr(read_queue, "system_call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_some(queued, data)
-    assert len(waits) > 2, "what was under way had to be waited for"
-    counted = queue.context.value, 0, 8, queue.events.ctypes.data, 0
-    assert read_queue.system_call(queue.get_events, *counted) == 0, "reads were left under way"
     monkeypatch.undo()
-    read_some(queued, data, seed=1)
+    assert queue.context.value == 0 and queue.memory is None, "nothing may be under way any more"
+    with pytest.raises(ValueError, match="closed"):
+        queue.read(queued.descriptor, *[np.array([0])] * 4)
+    for seed in range(3):
+        read_some(queued, data, seed)
+    assert queued.by_queue.queue is not queue
+
+
+def test_memory_is_kept_until_linux_has_written_there(path, queued, monkeypatch):
+    """Even if the queue could not be closed, and nobody else has the memory any more."""
+    opened, gone = FlashReader(path, queue=open_queue()), []
+    context = opened.by_queue.queue.context
+
+    def interrupted(self, results, enough):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReadQueue, "_note_ended", interrupted)
+    monkeypatch.setattr(ReadQueue, "close", lambda self: None)
+    out = aligned_empty((BLOCKS * BLOCK,), np.uint8)
+    weakref.finalize(out.base, lambda: gone.append(context.value))
+    with pytest.raises(KeyboardInterrupt):
+        opened.read_block(0, out.nbytes, out)
+    monkeypatch.undo()
+    del out
+    gc.collect()
+    assert context.value and gone == [], "Linux may still write there"
+    del opened
+    gc.collect()
+    assert gone == [0], "the queue has to go before the memory does"
+
+
+def test_a_queue_that_nobody_has_is_given_back():
+    try:
+        queue = ReadQueue(8)
+    except OSError as error:
+        pytest.skip(f"this system gives no queue of direct reads: {error}")
+    context = queue.context
+    assert context.value
+    del queue
+    gc.collect()
+    assert context.value == 0
 
 
 def test_requests_that_linux_refuses_are_an_error(path, queue):
     out = aligned_empty((BLOCK,), np.uint8)
     one = np.array([out.ctypes.data]), np.array([BLOCK]), np.array([0, 1]), np.array([0])
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        queue.read(9999, *one)
     descriptor = open_direct(path)
-    assert queue.read(descriptor, *one).tolist() == [BLOCK]
+    assert queue.read(descriptor, *one, out).tolist() == [BLOCK]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        queue.read(9999, *one, out)
     os.close(descriptor)
     queue.close()
     queue.close()

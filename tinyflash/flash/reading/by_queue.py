@@ -32,14 +32,14 @@ class ByQueue:
         out    : uint8 (bytes,), the destination of the pieces
         returns: int64 (reads,), the bytes that each brought, or, negative, its error number; where
                  they are fewer than it needs, what came of its pieces is not to be used
-        raises : OSError if Linux does not take them; nothing is under way any more then
+        raises : as ReadQueue.read, and as there nothing is under way then
         """
         if not reads.straight.all():
             return self._read_and_copy(reads, out)
         addresses = out.ctypes.data + reads.places
         cuts = np.append(reads.lows, len(addresses))
         sizes = reads.ends - reads.begins
-        return self.queue.read(self.descriptor, addresses, sizes, cuts, reads.firsts)
+        return self.queue.read(self.descriptor, addresses, sizes, cuts, reads.firsts, out)
 
     def _read_and_copy(self, reads, out):
         """Read whole blocks into the buffer, and copy the pieces from there."""
@@ -50,7 +50,7 @@ class ByQueue:
             self.buffer = aligned_empty((whole,), np.uint8)
         addresses = self.buffer.ctypes.data + starts
         each = np.arange(len(reads) + 1, dtype=np.int64)
-        sizes = self.queue.read(self.descriptor, addresses, nbytes, each, reads.firsts)
+        sizes = self.queue.read(self.descriptor, addresses, nbytes, each, reads.firsts, self.buffer)
         # From a byte of the file to the buffer's, for each piece.
         shift = np.repeat(starts - reads.firsts, reads.highs - reads.lows)
         columns = reads.begins + shift, reads.ends + shift, reads.places

@@ -23,15 +23,19 @@ class ByThreads:
         self.executor = ThreadPoolExecutor(count, thread_name_prefix="flash")
 
     def close(self):
-        """Let the threads go; may be called twice. The file stays open."""
-        self.executor.shutdown()
+        """Wait for what is under way and let the threads go; may be called twice.
+
+        The file stays open.
+        """
+        self.executor.shutdown(cancel_futures=True)
 
     def read(self, reads, out):
         """Do some Reads.
 
         out    : uint8 (bytes,), the destination of their pieces
         returns: list of the bytes that each request brought
-        raises : OSError that names the file and the byte; nobody writes into `out` any more then
+        raises : OSError that names the file and the byte. After another exception, as Ctrl-C, the
+                 threads are let go. Nobody writes into `out` any more in either case
         """
         copied = np.where(reads.straight, 0, reads.nbytes)
         self._grow_buffers(int(copied.max(initial=0)))
@@ -50,9 +54,10 @@ class ByThreads:
                 work = self._work, queue, pieces, memoryview(buffer), out
                 tasks.append(self.executor.submit(*work))
             wait(tasks)
-        finally:  # after Ctrl-C, too: once we are gone, nobody writes into `out` any more
+        except BaseException:  # even a task that was begun and not noted has to end
             exhaust(queue)
-            wait(tasks)
+            self.close()
+            raise
         return [size for task in tasks for size in task.result()]
 
     def _work(self, queue, pieces, buffer, out):

@@ -9,10 +9,12 @@ Python's library, so they are called by number, and their tables are NumPy's rec
 
 import ctypes
 import errno
+import operator
 import os
 import platform
 import sys
-from functools import cache
+import weakref
+from functools import cache, partial
 
 import numpy as np
 
@@ -42,7 +44,10 @@ EVENT = np.dtype([("number", "<u8"), ("request", "<u8"), ("result", "<i8"), ("mo
 
 
 class ReadQueue:
-    """Linux's queue of direct reads; to be closed."""
+    """Linux's queue of direct reads; to be closed, or it closes itself when nobody has it.
+
+    memory : what reads that are under way may write to; None where none are
+    """
 
     def __init__(self, in_flight=IN_FLIGHT):
         """A queue in which so many reads may be under way at once.
@@ -55,26 +60,33 @@ class ReadQueue:
         self.setup, self.destroy, self.submit, self.get_events = SYSTEM_CALLS[machine]
         self.in_flight = in_flight
         self.events = np.zeros(in_flight, dtype=EVENT)
+        self.memory = None
         self.context = ctypes.c_ulong(0)
+        self.give_back = partial(give_back, self.destroy, self.context, os.getpid())
+        weakref.finalize(self, self.give_back)  # before `memory` goes
         system_call(self.setup, in_flight, ctypes.addressof(self.context))
 
     def close(self):
-        """Give the queue back to Linux; may be called twice."""
-        if self.context.value:
-            system_call(self.destroy, self.context.value)
-        self.context.value = 0
+        """Wait for what is under way, and give the queue back to Linux; may be called twice."""
+        self.give_back()
+        self.memory = None
 
-    def read(self, descriptor, addresses, sizes, cuts, offsets):
+    def read(self, descriptor, addresses, sizes, cuts, offsets, memory=None):
         """Read runs of a file, each into pieces of memory one after the other.
 
         descriptor : of a file opened for direct reads
-        addresses  : int (n,), where pieces of memory begin; the caller keeps them alive
+        addresses  : int (n,), where pieces of memory begin
         sizes      : int (n,), their bytes
         cuts       : int (reads + 1,); read i fills the pieces cuts[i] … cuts[i + 1] - 1
         offsets    : int (reads,), the byte of the file at which each read begins
+        memory     : what the addresses lie in; kept until nothing is written there any more
         returns    : int64 (reads,), bytes that each brought, or, negative, its error number
-        raises     : OSError if Linux does not take them; nothing is under way any more then
+        raises     : OSError if Linux does not take them. After this and every other exception, as
+                     Ctrl-C, the queue is closed: how many reads Linux took, and how many of them
+                     we were told have ended, may have been lost on the way
         """
+        if not self.context.value:
+            raise ValueError("This queue of reads is closed; open another one.")
         pieces = np.empty(len(addresses), dtype=PIECE)
         pieces["address"], pieces["nbytes"] = addresses, sizes
         requests = np.zeros(len(offsets), dtype=REQUEST)
@@ -88,15 +100,17 @@ class ReadQueue:
         results = np.zeros(len(requests), dtype=np.int64)
         asked = ended = 0
         try:
+            self.memory = memory, pieces, requests
             while ended < len(requests):
                 more = min(len(requests) - asked, self.in_flight - (asked - ended))
                 asked += self._ask(pointers[asked : asked + more])
                 # Refilling after a quarter keeps the queue full, and the calls few.
                 enough = min(asked - ended, max(1, self.in_flight // 4))
                 ended += self._note_ended(results, enough)
-        finally:  # after Ctrl-C, too: once we are gone, nobody writes into the pieces any more
-            while ended < asked:
-                ended += self._note_ended(results, asked - ended)
+            self.memory = None
+        except BaseException:  # once we are gone, nobody writes into the pieces any more
+            self.close()
+            raise
         return results
 
     def _ask(self, pointers):
@@ -123,6 +137,22 @@ def open_queue():
         return ReadQueue()
     except OSError:
         return None
+
+
+def give_back(destroy, context, process):
+    """Destroy a queue once, which waits until its reads have ended; a parent's is not ours.
+
+    Between the call and the note that it was made no signal finds a bytecode to come in between.
+    (Another queue may get the same number, and would be destroyed by a second call.)
+
+    context : ctypes.c_ulong, becomes 0;  process : where the queue was made
+    """
+    if process != os.getpid():
+        context.value = 0
+    if context.value:
+        call = partial(c_library().syscall, ctypes.c_long(destroy), context)
+        note = partial(setattr, context, "value", 0)
+        list(map(operator.call, (call, note)))
 
 
 def system_call(number, *arguments):

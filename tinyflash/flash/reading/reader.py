@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.reading.by_queue import ByQueue
 from tinyflash.flash.reading.by_threads import ByThreads
 from tinyflash.flash.reading.direct_io import is_direct, open_direct
+from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reads import edges, plan
+from tinyflash.turns import Turn
 
 
 def read_plainly(path, begins, ends, places, out):
@@ -38,6 +41,9 @@ class FlashReader:
 
     The file must stay as it is: one that is changed or cut while we read is refused, not
     returned. (Deleting it does no harm: what is open stays readable.)
+
+    Several threads may use it; they take turns. After an exception and in a forked child the next
+    call begins with new threads and a new queue.
 
     threads  : how many reads may be in flight at once, where threads read
     by_queue : ByQueue, or None where threads do all of it
@@ -58,13 +64,19 @@ class FlashReader:
         self.threads = threads
         self.counters = ReadCounters()
         self.descriptor = open_direct(path)
+        self.close_file = weakref.finalize(self, os.close, self.descriptor)
+        self.close_file.atexit = False
         self.opened_as = self._state()
         if queue is not None and not is_direct(self.descriptor):  # it would wait for each read
             queue.close()
             queue = None
         self.by_queue = None if queue is None else ByQueue(self.descriptor, queue)
         self.by_threads = ByThreads(self.path, self.descriptor, threads)
-        self.lock = threading.Lock()  # one call at a time: the buffers are shared between calls
+        self.turn = Turn(f"The reader of {path}")  # the buffers are shared between calls
+        self.unfinished = False  # a read was begun and did not end well
+        self.process = os.getpid()
+        self.reading = threading.Lock()  # held while reads are under way, see `pause_reads`
+        READERS.add(self)
 
     def __enter__(self):
         return self
@@ -74,13 +86,27 @@ class FlashReader:
 
     def close(self):
         """Let go of the file and of the threads; may be called twice."""
-        with self.lock:
+        with self.turn:
+            self._let_go()
+            self.descriptor = None
+            self.close_file()
+
+    def _let_go(self):
+        """Of threads and queue, when nothing of theirs is under way; after a fork not of ours."""
+        if self.process == os.getpid():
             self.by_threads.close()
             if self.by_queue is not None:
                 self.by_queue.close()
-            if self.descriptor is not None:
-                os.close(self.descriptor)
-            self.descriptor = None
+
+    def _begin_anew(self):
+        """With new threads and a new queue, or threads alone if Linux has no queue to spare."""
+        self._let_go()
+        if self.by_queue is not None:
+            queue = open_queue()
+            self.by_queue = None if queue is None else ByQueue(self.descriptor, queue)
+        self.by_threads = ByThreads(self.path, self.descriptor, self.threads)
+        self.reading = threading.Lock()
+        self.process, self.unfinished = os.getpid(), False
 
     def read_rows(self, base, row_bytes, rows, out):
         """Read rows of a matrix: row r is the bytes from base + r·row_bytes on.
@@ -129,13 +155,19 @@ class FlashReader:
         if len(begins) == 0:
             return ReadCounters()
         began = time.perf_counter()
-        with self.lock:
+        with self.turn:
             if self.descriptor is None:
                 raise ValueError(f"The reader of {self.path} is closed.")
+            if self.unfinished or self.process != os.getpid():
+                self._begin_anew()
             order = np.argsort(begins)
             begins, ends, places = begins[order], ends[order], places[order]
             self._refuse_impossible(begins, ends)
-            sizes = self._read(plan(begins, ends, places, out.ctypes.data), out.reshape(-1))
+            reads = plan(begins, ends, places, out.ctypes.data)
+            self.unfinished = True
+            with self.reading:
+                sizes = self._read(reads, out.reshape(-1))
+            self.unfinished = False
             if self._state() != self.opened_as:
                 raise OSError(f"{self.path} was changed while it was read; open it again.")
             wanted, seconds = int((ends - begins).sum()), time.perf_counter() - began
@@ -165,3 +197,32 @@ class FlashReader:
         """What changes when somebody writes to the file."""
         state = os.fstat(self.descriptor)
         return state.st_size, state.st_mtime_ns
+
+
+READERS = weakref.WeakSet()
+PAUSED = []  # locks held for the time of a fork
+LONGEST_PAUSE = 2.0  # seconds; a read that was interrupted may hold its lock for ever
+
+
+def pause_reads():
+    """Wait until nothing is read, and let nobody begin: a fork is to come.
+
+    Memory that is read into past the page cache may be given to the child, and the parent then
+    misses what arrives.    (open(2), on O_DIRECT and fork)
+    """
+    for reader in list(READERS):
+        lock = reader.reading
+        if lock.acquire(timeout=LONGEST_PAUSE):
+            PAUSED.append(lock)
+
+
+def go_on_reading():
+    """The fork is over."""
+    while PAUSED:
+        PAUSED.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=pause_reads, after_in_parent=go_on_reading, after_in_child=go_on_reading
+    )
