@@ -73,7 +73,7 @@ def test_generation_at_temperature_zero_is_greedy(name, prefill, monkeypatch):
     monkeypatch.setattr(generate, "PREFILL", prefill)
     model = replace(model_of(name), eos_ids=frozenset())
     ids = golden(name)[1]["ids"]
-    generation = Generation(model, ids, max_new_tokens=32, temperature=0.0)
+    generation = Generation(model, ids, max_new_tokens=32)
     list(generation)
     assert generation.stop_reason == "length"
     assert generation.ids == greedy(model, ids, 32) == golden(name)[1]["greedy"]["ids"][:32]

@@ -15,12 +15,12 @@ FILES = sorted(  # a wheel carries data/ inside the package
 
 # DESIGN.md: nobody imports from above. The package itself (`import tinyflash`) offers the model.
 FLOORS = (
-    "config checks ops taps files low_rank streams turns workers",
+    "config checks ops taps files low_rank streams turns workers settings stopping penalties",
     "matrices checkpoint tokenizer families weights",
     "transformer kv_cache sampling",
     "training costs",
     "flash speculative compress",
-    "generate evaluate model oracle bench plan terminal tinyflash",
+    "generate chat generation_config evaluate model oracle bench plan terminal tinyflash",
     "cli commands course __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

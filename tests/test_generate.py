@@ -1,7 +1,9 @@
 """Generation and chat: what is streamed, when it stops, and what the cache saves."""
 
 import json
+import math
 import random
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,8 @@ from helpers_models import CHAT_TEMPLATE, CONFIGS, TOKENIZER_TEXT, small_tokeniz
 
 import tinyflash
 from tinyflash import generate
-from tinyflash.generate import Chat, Generation, greedy, prefill
+from tinyflash.chat import Chat
+from tinyflash.generate import Generation, greedy, prefill
 from tinyflash.tokenizer import Tokenizer
 
 END = 2
@@ -255,13 +258,9 @@ def test_an_empty_prompt_is_refused_where_nothing_begins_a_text(models):
 @pytest.mark.parametrize(
     "settings, word",
     [
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": 1, "top_k": 0}, "top-k"),
-        ({"top_p": 2}, "top-p"),
         ({"max_new_tokens": -1}, "number of new tokens"),
         ({"stop": ["a", ""]}, "empty stop string"),
         ({"stop": ""}, "empty stop string"),
-        ({"seed": -1}, "seed"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_anything_is_computed(settings, word):
@@ -355,40 +354,127 @@ def continued(model, **settings):
     return made.ids
 
 
+RECOMMENDED = {"do_sample": True, "temperature": 1.4, "top_k": 30, "repetition_penalty": 1.3}
+
+
 @pytest.mark.parametrize(
     "given, meant",
     [
-        ({}, {"temperature": 1.4, "top_k": 30}),
-        ({"temperature": None}, {"temperature": 1.4, "top_k": 30}),
-        ({"temperature": 0}, {"temperature": 0}),  # what is said goes first
-        ({"temperature": 2.0}, {"temperature": 2.0}),
-        ({"top_p": 0.99}, {"temperature": 1.4, "top_p": 0.99}),
+        ({}, {}),
+        ({"temperature": None}, {}),
+        ({"temperature": 0}, {"temperature": 0, "top_k": None}),  # the penalty stays
+        ({"temperature": 2.0}, {"temperature": 2.0}),  # and so does top_k, as in transformers
+        ({"top_p": 0.99}, {"top_p": 0.99}),
+        ({"top_k": 0}, {"top_k": None}),
+        ({"repetition_penalty": 1}, {"repetition_penalty": 1.0}),
     ],
 )
 def test_a_model_samples_as_recommended_unless_told_otherwise(recommending, given, meant):
-    model = recommending(do_sample=True, temperature=1.4, top_k=30, eos_token_id=2)
+    model = recommending(**RECOMMENDED, eos_token_id=2)
     silent = recommending()
+    meant = {"temperature": 1.4, "top_k": 30, "repetition_penalty": 1.3} | meant
     assert continued(model, **given) == continued(silent, **meant)
     chats = [
         "".join(m.chat().say("Why?", seed=1, max_new_tokens=5, **settings))
         for m, settings in ((model, given), (silent, meant))
     ]
     assert chats[0] == chats[1]
+    assert continued(silent, **meant) != continued(silent)
 
 
 def test_without_a_recommendation_it_is_greedy(recommending):
     for recommended in ({}, {"temperature": 1.4}, {"do_sample": False, "top_k": 30}):
         model = recommending(**recommended)
-        assert model.sampling == {}
+        assert model.recommended.in_force({}) == {}
         assert continued(model) == continued(model, temperature=0)
     assert continued(model) != continued(model, temperature=1.4)
     # asking for the likeliest few is asking for sampling
     assert continued(model, top_k=30) == continued(model, temperature=1.0, top_k=30)
 
 
-def test_a_recommendation_that_makes_no_sense_is_refused(recommending):
-    with pytest.raises(ValueError, match="generation_config.json recommends"):
-        recommending(do_sample=True, temperature="hot")
+def test_penalties_hold_where_the_likeliest_is_taken(recommending):
+    """Qwen2.5-Instruct recommends one; transformers applies it with and without do_sample."""
+    penalized, silent = recommending(repetition_penalty=1.3), recommending()
+    assert continued(penalized) == continued(silent, repetition_penalty=1.3) != continued(silent)
+
+
+@pytest.mark.parametrize(
+    "name, value, meant",
+    [
+        ("top_k", 20.0, 20),
+        ("top_k", 0, 0),
+        ("top_k", None, None),
+        ("temperature", 2, 2.0),
+        ("temperature", 0, 0.0),
+        ("temperature", None, 1.0),
+        ("top_p", 1.0, 1.0),
+        ("no_repeat_ngram_size", 3.0, 3),
+        ("no_repeat_ngram_size", 0, 0),
+        ("suppress_tokens", [5, 6], (5, 6)),
+        ("suppress_tokens", None, ()),
+        ("min_p", 0.1, 0.1),
+        ("presence_penalty", 1, 1.0),
+    ],
+)
+def test_numbers_of_the_file_are_taken_as_numbers(recommending, name, value, meant):
+    model = recommending(do_sample=True, **{name: value})
+    sampling = model.generate("The river").sampling
+    ours = {"no_repeat_ngram_size": "no_repeat_ngram"}.get(name, name)
+    assert getattr(sampling, ours) == meant and len(continued(model)) > 0
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("temperature", "hot"),
+        ("temperature", -1),
+        ("temperature", math.nan),
+        ("top_k", "50"),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_k", True),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_p", math.nan),
+        ("repetition_penalty", 0),
+        ("no_repeat_ngram_size", -1),
+        ("suppress_tokens", [-1]),
+        ("suppress_tokens", 5),
+        ("suppress_tokens", [10**6]),
+        ("do_sample", "yes"),
+    ],
+)
+def test_a_recommendation_that_makes_no_sense_is_refused(recommending, name, value):
+    model = recommending(**{"do_sample": True, name: value})
+    assert np.isfinite(model.logits([2, 5])).all()  # what measures a model never looks at it
+    with pytest.raises(ValueError) as refused:
+        model.generate("The river")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+    if name not in ("suppress_tokens", "do_sample"):
+        assert "generation_config.json recommends what means nothing" in str(refused.value)
+        good = {"temperature": 1.0, "top_k": 5, "top_p": 0.9}.get(name, 1)
+        ours = {"no_repeat_ngram_size": "no_repeat_ngram"}.get(name, name)
+        assert len(continued(model, **{ours: good})) > 0  # what is said goes first
+
+
+def test_what_is_recommended_and_not_done_is_said_once(recommending):
+    model = recommending(num_beams=4, typical_p=0.9, bad_words_ids=[[5]], max_length=20, top_p=None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            continued(model)
+            model.logits([2, 5])
+    (sentence,) = [str(warning.message) for warning in said]
+    assert "num_beams = 4, typical_p = 0.9, bad_words_ids = [[5]], max_length = 20" in sentence
+    assert "ignored" in sentence and "\n" not in sentence
+
+
+def test_neutral_values_are_not_said_to_be_ignored(recommending):
+    neutral = {"num_beams": 1, "typical_p": 1.0, "min_length": 0, "bad_words_ids": None}
+    neutral |= {"max_length": 4096, "length_penalty": 1.0, "num_return_sequences": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        continued(recommending(**neutral))
 
 
 # Chat.
@@ -399,7 +485,7 @@ QUESTIONS = ("Why?", "And who?", "Where?")
 def uncached(model, messages, **settings):
     """What the model answers to a conversation that it has never seen."""
     ids = model.tokenizer.encode(model.tokenizer.render_chat(messages), add_special_tokens=False)
-    made = Generation(model, ids, **settings)
+    made = model.generate(ids, **settings)
     list(made)
     return made.text
 

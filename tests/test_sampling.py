@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tinyflash.sampling import check_sampling, distribution, draw
+from tinyflash.sampling import distribution, draw
+from tinyflash.settings import Sampling
 
 # Eighths and sixteenths: cumulated sums are exact.
 P = np.array([1 / 16, 1 / 2, 1 / 16, 1 / 4, 1 / 8], dtype=np.float64)
@@ -180,24 +181,56 @@ def test_seeds_reproduce_and_differ():
 
 
 @pytest.mark.parametrize(
-    "settings, word",
+    "name, value, sentence",
     [
-        ((-0.1, None, None), "temperature"),
-        ((math.inf, None, None), "temperature"),
-        ((math.nan, None, None), "temperature"),
-        ((1.0, 0, None), "top-k"),
-        ((1.0, -3, None), "top-k"),
-        ((1.0, None, 0.0), "top-p"),
-        ((1.0, None, 1.5), "top-p"),
-        ((1.0, None, math.nan), "top-p"),
+        ("temperature", -0.1, "temperature must be 0"),
+        ("temperature", math.inf, "temperature must be 0"),
+        ("temperature", 10**400, "temperature must be 0"),
+        ("temperature", math.nan, "temperature must be 0"),
+        ("temperature", "hot", "temperature must be a number, not 'hot'"),
+        ("temperature", True, "temperature must be a number, not True"),
+        ("top_k", -1, "top-k"),
+        ("top_k", 2.5, "top_k must be a whole number, not 2.5"),
+        ("top_k", math.nan, "top_k must be a whole number"),
+        ("top_k", math.inf, "top_k must be a whole number"),
+        ("top_k", "50", "top_k must be a number, not '50'"),
+        ("top_k", False, "top_k must be a number, not False"),
+        ("top_k", [20], "top_k must be a number"),
+        ("top_p", 0.0, "top-p"),
+        ("top_p", 1.5, "top-p"),
+        ("top_p", math.nan, "top-p"),
+        ("min_p", -0.1, "min-p"),
+        ("min_p", 1.1, "min-p"),
+        ("min_p", math.nan, "min-p"),
+        ("repetition_penalty", 0, "repetition penalty"),
+        ("repetition_penalty", -1.2, "repetition penalty"),
+        ("repetition_penalty", math.inf, "repetition penalty"),
+        ("repetition_penalty", math.nan, "repetition penalty"),
+        ("repetition_penalty", None, "repetition penalty"),
+        ("presence_penalty", math.inf, "presence penalty"),
+        ("frequency_penalty", math.nan, "frequency penalty"),
+        ("no_repeat_ngram", -1, "no-repeat-ngram"),
+        ("no_repeat_ngram", 1.5, "no_repeat_ngram must be a whole number"),
+        ("suppress_tokens", 5, "suppress_tokens must be a list"),
+        ("suppress_tokens", "5", "suppress_tokens must be a list"),
+        ("suppress_tokens", [5, -1], "suppress_tokens must be a list"),
+        ("suppress_tokens", [5, 1.0], "suppress_tokens must be a list"),
+        ("suppress_tokens", [True], "suppress_tokens must be a list"),
+        ("suppress_tokens", [[5]], "suppress_tokens must be a list"),
+        ("seed", -1, "seed must be 0"),
+        ("seed", 0.5, "seed must be a whole number"),
     ],
 )
-def test_settings_that_describe_no_distribution_are_refused(settings, word):
-    with pytest.raises(ValueError, match=word) as refused:
-        check_sampling(*settings)
+def test_settings_that_describe_no_distribution_are_refused(name, value, sentence):
+    with pytest.raises(ValueError, match=sentence) as refused:
+        Sampling(**{name: value})
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("settings", [(0, None, None), (1e-9, 1, 1.0), (100, 10**9, 1e-9)])
-def test_odd_but_meaningful_settings_pass(settings):
-    check_sampling(*settings)
+def test_odd_but_meaningful_settings_pass():
+    Sampling(1e-9, 1, 1.0, 1.0, 1e-300, -1e300, 1e300, 10**30, (0, 10**20), 2**100)
+    odd = Sampling(np.float32(0.5), top_k=20.0, no_repeat_ngram=np.int64(3), suppress_tokens=[1, 2])
+    assert (odd.temperature, odd.top_k, odd.no_repeat_ngram) == (0.5, 20, 3)
+    assert all(type(value) is int for value in (odd.top_k, odd.no_repeat_ngram))
+    assert odd.suppress_tokens == (1, 2) and hash(odd)
+    assert Sampling(top_k=None, top_p=None, seed=None) == Sampling()

@@ -23,6 +23,7 @@ from tinyflash.flash.window import Window
 from tinyflash.generate import Generation, compute, greedy
 from tinyflash.kv_cache import KVCache
 from tinyflash.sampling import distribution
+from tinyflash.settings import Sampling
 from tinyflash.speculative.draft_model import DraftModel
 from tinyflash.speculative.drafter_files import DrafterConfig, load_drafter, save_drafter
 from tinyflash.speculative.ngram import PromptLookup
@@ -310,8 +311,8 @@ def test_redrafter_takes_the_steps_of_the_released_code(text):
         text["prompt"],
         max_new_tokens=new,
         drafter=drafter,
-        tap=lambda name, x: steps.append(len(x)) if name == "draft.accepted" else None,
     )
+    made.tap = lambda name, x: steps.append(len(x)) if name == "draft.accepted" else None
     list(made)
     assert text["prompt"] + made.ids == text["ids"]
     # They draw the first token of a text in a step of its own, too.
@@ -373,7 +374,8 @@ def drawn_texts(drafter_of, settings, count=6000, new=3):
         expected[text] = float(np.prod([laws[a][b] for a, b in pairs]))
     drafter, counts = drafter_of(table, other), Counter()
     for seed in range(count):
-        made = Generation(table, [1], max_new_tokens=new, drafter=drafter, seed=seed, **settings)
+        sampling = Sampling(seed=seed, **settings)
+        made = Generation(table, [1], sampling, max_new_tokens=new, drafter=drafter)
         list(made)
         counts[tuple(made.ids)] += 1
     return counts, expected

@@ -31,7 +31,7 @@ class RandomModel:
         rng = np.random.default_rng([self.seed, len(text), *text])
         return (rng.standard_normal(self.vocabulary) * self.spread).astype(np.float32)
 
-    def choose(self, text):
+    def choose(self, text, step=()):  # a text says all that was said before it
         if text not in self.laws:
             self.laws[text] = distribution(self.logits(text), **self.sampling)
         return self.laws[text]
@@ -205,7 +205,7 @@ def test_p_is_what_temperature_top_k_and_top_p_leave(sampling):
         tree = chain([0, drafted], laws=np.stack([q, q]))
         for row in np.random.default_rng(drafted).random((100, 3)):
             verdict = verify(
-                tree, [LOGITS, LOGITS], lambda row: distribution(row, **sampling), Row(row)
+                tree, [LOGITS, LOGITS], lambda row, step: distribution(row, **sampling), Row(row)
             )
             said = verify_many(tree, [p, p], row[None])[0]
             assert verdict.tokens == [token for token in said.tolist() if token >= 0]
@@ -308,7 +308,7 @@ def test_many_draws_at_once_say_what_verify_says_one_by_one(name):
     for tree, laws in cases:
         numbers = np.random.default_rng(1).random((1 + 1000 // len(cases), 2 * len(tree)))
         for row, said in zip(numbers, verify_many(tree, laws, numbers), strict=True):
-            verdict = verify(tree, laws, lambda p: p, Row(row))
+            verdict = verify(tree, laws, lambda p, step: p, Row(row))
             assert verdict.tokens == [token for token in said.tolist() if token >= 0]
 
 
@@ -478,21 +478,25 @@ def test_the_root_alone_is_plain_decoding():
 # Bad input, and rounding.
 
 
+def as_they_are(logits, step):
+    return distribution(logits)
+
+
 def test_logits_of_another_tree():
     with pytest.raises(ValueError, match="tree of 3 tokens was verified with 2 logits"):
-        verify(chain([0, 1, 2]), np.zeros((2, 4)), distribution, np.random.default_rng(0))
+        verify(chain([0, 1, 2]), np.zeros((2, 4)), as_they_are, np.random.default_rng(0))
 
 
 def test_a_law_of_another_vocabulary():
     tree = chain([0, 1], laws=np.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match="drafter knows 3 tokens and the model 4"):
-        verify(tree, np.zeros((2, 4), dtype=np.float32), distribution, np.random.default_rng(0))
+        verify(tree, np.zeros((2, 4), dtype=np.float32), as_they_are, np.random.default_rng(0))
 
 
 def test_a_draft_that_its_own_law_forbids():
     tree = chain([0, 1], laws=np.array([[1, 0, 0], [1, 0, 0]], dtype=np.float64))
     with pytest.raises(ValueError, match="proposed token 1, to which its own law gives no prob"):
-        verify(tree, np.zeros((2, 3), dtype=np.float32), distribution, np.random.default_rng(0))
+        verify(tree, np.zeros((2, 3), dtype=np.float32), as_they_are, np.random.default_rng(0))
 
 
 def test_laws_that_differ_by_rounding_leave_no_residual_of_nothing():

@@ -1,20 +1,21 @@
 """Text from a model: prefill the prompt, then propose, verify and emit until a stop rule.
 
-`greedy` is the specification. `Generation` says the same, or draws from the same law, with a
-drafter that proposes several tokens for each pass, stop rules and streaming. Plain decoding is
-the drafter that proposes nothing.
+`greedy` is the specification. `Generation` says the same, or draws from the same distribution,
+with a drafter that proposes several tokens for each pass, stop rules and streaming. Plain
+decoding is the drafter that proposes nothing.
 """
 
 import time
 
 import numpy as np
 
-from tinyflash.kv_cache import common_length
-from tinyflash.sampling import check_sampling, distribution, draw
+from tinyflash.sampling import draw, next_distribution
+from tinyflash.settings import Sampling
 from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.drafters import NoDrafter, spare_nodes
 from tinyflash.speculative.tree import chain
 from tinyflash.speculative.verify import verify
+from tinyflash.stopping import StopStrings, stop_strings
 from tinyflash.transformer import no_tap
 
 PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) scores
@@ -40,74 +41,64 @@ class Generation:
     Afterwards (and at any moment) it holds `ids`, the new tokens; `text`; `stop_reason`, one of
     "end" (the model said so), "stop" (a stop string), "length" and "context"; the seconds spent
     on the prompt and on the new tokens; and `counts`, the StepCounts.
+
+    Set `tap` before the first piece, and it is shown the tensors of every pass, and draft.* of
+    every step (taps.py).
     """
 
     def __init__(
         self,
         model,
         prompt_ids,
+        sampling=None,
         *,
         max_new_tokens=128,
-        temperature=0.0,
-        top_k=None,
-        top_p=None,
-        seed=None,
         stop=(),
-        cache=None,
         drafter=None,
-        tap=no_tap,
+        cache=None,
     ):
         """
         prompt_ids     : list of int, at least one; the first cache.length of them are cached
+        sampling       : settings.Sampling, how the next token is chosen; None for the likeliest
         max_new_tokens : at least 0
-        temperature, top_k, top_p : see sampling.distribution
-        seed           : of the random draws; None draws differently each time
         stop           : strings (or one); the text ends before the first that appears
-        cache          : KVCache of a beginning of prompt_ids, or None for a new one
         drafter        : what proposes tokens, see speculative/drafters.py; None proposes nothing
-        tap            : shown the tensors of every pass, and draft.* of every step (taps.py)
+        cache          : KVCache of a beginning of prompt_ids, or None for a new one
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check_sampling(temperature, top_k, top_p)
-        if seed is not None and seed < 0:
-            raise ValueError(f"The seed must be 0 or more, not {seed}.")
-        if max_new_tokens < 0:
-            raise ValueError(f"The number of new tokens must be 0 or more, not {max_new_tokens}.")
-        if len(prompt_ids) == 0:
-            raise ValueError("The prompt is empty and this model has no token that begins a text.")
-        if len(prompt_ids) > model.config.context:
-            raise ValueError(
-                f"The prompt has {len(prompt_ids)} tokens and the model's context is "
-                f"{model.config.context}; shorten the prompt."
-            )
-        if any(stop_text == "" for stop_text in stop):
-            raise ValueError(
-                "An empty stop string would stop before the first letter; leave it out."
-            )
+        sampling = sampling or Sampling()
+        check_request(model, prompt_ids, sampling, max_new_tokens)
         self.model = model
         self.prompt_ids = list(prompt_ids)
+        self.sampling = sampling
         self.max_new_tokens = max_new_tokens
-        self.choose = lambda logits: distribution(logits, temperature, top_k, top_p)
-        self.rng = np.random.default_rng(seed)
-        self.stop = stop
+        self.stop = stop_strings(stop)
         self.drafter = NoDrafter() if drafter is None else drafter
+        self.tap = no_tap
+        self.ids = []
+        self.text = ""
+        self.stop_reason = None
+        self.prompt_seconds = 0.0
+        self.seconds = 0.0
+        self.counts = StepCounts()
+        self.rng = np.random.default_rng(sampling.seed)
         if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
             self.drafter.begin(self.choose, self.rng)
-        self.tap = tap
-        self.counts = StepCounts()
         tokens = min(len(prompt_ids) + max_new_tokens, model.config.context)
         tokens += spare_nodes(self.drafter)
         self.cache = model.new_cache(tokens) if cache is None else cache
         if cache is not None:
             model.reserve(tokens)
             cache.reserve(tokens)
-        self.ids = []
-        self.text = ""
-        self.stop_reason = None
-        self.prompt_seconds = 0.0
-        self.seconds = 0.0
         self._pieces = self._run()
+
+    def choose(self, logits, step):
+        """The distribution of the next token, by all that the text holds.
+
+        logits : (V,);  step : the tokens that this step has added to `ids`, list of int
+        returns: float64 (V,)
+        """
+        return next_distribution(logits, self.sampling, self.prompt_ids, [*self.ids, *step])
 
     def __iter__(self):
         return self
@@ -118,28 +109,23 @@ class Generation:
     def _run(self):
         """Pieces of text, as soon as they are certain to be part of the answer."""
         decoder = self.model.tokenizer.decode_stream() if self.model.tokenizer else None
-        held = ""  # text that may be the beginning of a stop string
+        text = StopStrings(self.stop)
         for token in self._tokens():
-            held += decoder.step(token) if decoder else ""
-            cut = first_stop(held, self.stop)
-            if cut is not None:
-                self.stop_reason = "stop"
-                held = held[:cut]
+            piece = text.add(decoder.step(token) if decoder else "")
+            if text.found:
                 break
-            ready = len(held) - possible_stop(held, self.stop)
-            if ready:
-                self.text += held[:ready]
-                yield held[:ready]
-                held = held[ready:]
-        if self.stop_reason != "stop" and decoder:
-            held += decoder.flush()
-            cut = first_stop(held, self.stop)
-            if cut is not None:
-                self.stop_reason = "stop"
-                held = held[:cut]
-        if held:
-            self.text += held
-            yield held
+            if piece:
+                self.text += piece
+                yield piece
+        else:
+            piece = text.add(decoder.flush() if decoder else "")
+            if not text.found:
+                piece += text.held
+        if text.found:
+            self.stop_reason = "stop"
+        if piece:
+            self.text += piece
+            yield piece
 
     def _tokens(self):
         """New tokens until a stop rule; the end-of-text token is not among them."""
@@ -148,7 +134,7 @@ class Generation:
         logits, self.hidden = prefill(self.model, self.prompt_ids, self.cache, self.tap)
         self.prompt_seconds = time.perf_counter() - began
         began = time.perf_counter()
-        said = [draw(self.choose(logits), self.rng)]
+        said = [draw(self.choose(logits, []), self.rng)]
         while True:
             self.seconds += time.perf_counter() - began
             for token in said:
@@ -204,6 +190,25 @@ class Generation:
         self.tap("draft.accepted", np.array(verdict.path, dtype=np.int64))
 
 
+def check_request(model, prompt_ids, sampling, max_new_tokens):
+    """Raise a ValueError, one sentence, for what no text can be made of."""
+    if max_new_tokens < 0:
+        raise ValueError(f"The number of new tokens must be 0 or more, not {max_new_tokens}.")
+    if len(prompt_ids) == 0:
+        raise ValueError("The prompt is empty and this model has no token that begins a text.")
+    if len(prompt_ids) > model.config.context:
+        raise ValueError(
+            f"The prompt has {len(prompt_ids)} tokens and the model's context is "
+            f"{model.config.context}; shorten the prompt."
+        )
+    never = sampling.suppress_tokens
+    if never and max(never) >= model.config.vocab_size:
+        raise ValueError(
+            f"Token {max(never)} cannot be suppressed: the vocabulary has "
+            f"{model.config.vocab_size:,} tokens, from 0 on."
+        )
+
+
 def prefill(model, ids, cache, tap=no_tap):
     """Compute a prompt, a few hundred tokens at a time, into the cache.
 
@@ -232,66 +237,3 @@ def compute(model, ids, cache, tap=no_tap, tree=None):
 
     logits = model.logits(ids, cache, look, tree)
     return logits, seen["hidden"]
-
-
-def first_stop(text, stop):
-    """Where the first stop string begins in `text`, or None."""
-    places = [text.find(stop_text) for stop_text in stop if stop_text in text]
-    return min(places) if places else None
-
-
-def possible_stop(text, stop):
-    """Length of the longest end of `text` with which a stop string begins."""
-    longest = 0
-    for stop_text in stop:
-        for length in range(1, min(len(stop_text), len(text)) + 1):
-            if text.endswith(stop_text[:length]):
-                longest = max(longest, length)
-    return longest
-
-
-class Chat:
-    """A conversation that keeps its KV cache from turn to turn."""
-
-    def __init__(self, model):
-        """
-        raises: ValueError if the model has no chat template
-        """
-        if model.tokenizer is None or model.tokenizer.chat_template is None:
-            raise ValueError(
-                f"{model.name} has no chat template, so it was not trained to converse; "
-                "leave --chat out, or use a model that was, such as smollm2."
-            )
-        self.model = model
-        self.cache = model.new_cache()
-        self.cached_ids = []  # the tokens whose keys and values the cache holds
-        self.answered = []  # messages of the finished turns
-        self.generation = None  # the turn in the making
-
-    @property
-    def messages(self):
-        """The conversation so far: dicts with "role" and "content"."""
-        if self.generation is None:
-            return list(self.answered)
-        return [*self.answered, {"role": "assistant", "content": self.generation.text}]
-
-    def say(self, text, **settings):
-        """Put a user's message; iterate over the Generation it returns for the answer.
-
-        settings: as for Model.generate; what has been iterated over when the next message comes
-                  is the answer that stays in the conversation
-        raises  : ValueError if the conversation no longer fits the context
-        """
-        tokenizer = self.model.tokenizer
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
-        if self.generation is not None:
-            self.cached_ids = [*self.generation.prompt_ids, *self.generation.ids]
-        # What the cache holds beyond the common beginning was tokenized otherwise; and the last
-        # token is always computed again, because its logits are wanted.
-        kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
-        settings = self.model.settled(settings)
-        generation = Generation(self.model, ids, cache=self.cache, **settings)
-        self.cache.truncate(kept)
-        self.answered, self.generation = messages, generation
-        return generation

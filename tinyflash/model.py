@@ -1,25 +1,28 @@
 """A model as people hold it in their hands: load it, look at its logits, let it write."""
 
+import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from tinyflash.chat import Chat
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
-from tinyflash.checks import is_number
 from tinyflash.config import ModelConfig
 from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.directory import is_store, open_store
-from tinyflash.generate import Chat, Generation
+from tinyflash.generate import Generation
+from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
 from tinyflash.matrices.half import HalfMatrix
+from tinyflash.settings import Sampling
 from tinyflash.speculative.drafters import drafter_for
-from tinyflash.tokenizer import Tokenizer, read_json, tokenizer_of
+from tinyflash.tokenizer import Tokenizer, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
 from tinyflash.workers import OneBlasThread
@@ -36,7 +39,7 @@ class Model:
     weights   : dict of `config.weight_shapes` names -> arrays or matrices
     tokenizer : or None, for checkpoints used as an oracle by token ids alone
     eos_ids   : tokens that end a text
-    sampling  : temperature, top_k, top_p that its makers recommend; empty for greedy
+    recommended : how its makers would have texts made: the default of `generate` and `chat`
     flash     : the engine that reads the feed-forwards from flash, or None if all is in DRAM
     """
 
@@ -47,7 +50,7 @@ class Model:
     tokenizer: Tokenizer | None
     eos_ids: frozenset
     dtype: np.dtype
-    sampling: dict
+    recommended: Recommended
     flash: FlashEngine | None = None
 
     def logits(self, ids, cache=None, tap=None, tree=None):
@@ -127,34 +130,33 @@ class Model:
         """A Generation: iterate over it for pieces of text.
 
         prompt   : str (encoded with the tokens that begin a text), or a list of token ids
-        settings : max_new_tokens, temperature, top_k, top_p, seed, stop; see Generation; and
-                   drafter, an object or a word for one, see `drafter`.
-                   Where temperature, top_k and top_p are all left out, the model's own are taken
+        settings : max_new_tokens, stop, see Generation; those of settings.Sampling (temperature,
+                   top_k, …), each the model's own where it is left out or None; drafter, an object
+                   or a word for one, see `drafter`; tap, see Generation
         raises   : ValueError for settings that mean nothing, a prompt that does not fit, or text
                    where there is no tokenizer
         """
-        return Generation(self, self.encode(prompt), **self.settled(settings))
+        tap = settings.pop("tap", no_tap)
+        generation = Generation(self, self.encode(prompt), **self.settled(settings))
+        generation.tap = tap
+        return generation
 
     def drafter(self, word, width=None, length=None):
         """The drafter that a word means, at work for this model; see speculative/drafters.py."""
         return drafter_for(self, word, load, width, length)
 
     def settled(self, settings):
-        """The settings as Generation takes them: the model's own sampling, and a drafter."""
-        settings = self.with_sampling(settings)
-        return settings | {"drafter": self.drafter(settings.get("drafter"))}
+        """The settings as Generation takes them, with what the model's makers recommend.
 
-    def with_sampling(self, settings):
-        """The settings, with the model's own way of sampling where they say nothing of it.
-
-        top_k or top_p alone ask for sampling, at temperature 1 if the model recommends no other.
+        What they recommend and tinyflash does not do is said, once, as a warning.
         """
         given = {name: value for name, value in settings.items() if value is not None}
-        if "temperature" in given:
-            return given
-        if "top_k" in given or "top_p" in given:
-            return {"temperature": self.sampling.get("temperature", 1.0), **given}
-        return {**self.sampling, **given}
+        drafter = self.drafter(given.pop("drafter", None))
+        names = given.keys() & {field.name for field in fields(Sampling)}
+        sampling = self.recommended.sampling({name: given.pop(name) for name in names})
+        if self.recommended.ignored:
+            warnings.warn(self.recommended.describe_ignored(), stacklevel=1)
+        return {"sampling": sampling, "drafter": drafter, **given}
 
     def encode(self, text):
         """Token ids of a text; a list of ids passes through."""
@@ -228,21 +230,6 @@ def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
         tokenizer=tokenizer,
         eos_ids=frozenset(eos_ids),
         dtype=dtype,
-        sampling=recommended_sampling(path),
+        recommended=read_recommended(path, config.context),
         flash=flash,
     )
-
-
-def recommended_sampling(path):
-    """Temperature, top_k and top_p from generation_config.json, if it says `do_sample`."""
-    recommended = read_json(path / "generation_config.json") if path.is_dir() else {}
-    if not recommended.get("do_sample"):
-        return {}
-    names = ("temperature", "top_k", "top_p")
-    given = {name: recommended[name] for name in names if recommended.get(name)}
-    if not all(is_number(value) for value in given.values()):
-        raise ValueError(
-            f"{path / 'generation_config.json'} recommends {given}, and not all of these are "
-            "numbers; mend or delete the file."
-        )
-    return {"temperature": 1.0, **given}

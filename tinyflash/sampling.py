@@ -1,34 +1,40 @@
-"""From logits to the next token: logits -> distribution -> token."""
+"""From logits to the next token: logits -> penalties -> distribution -> token."""
 
 import numpy as np
 
 from tinyflash.ops import softmax
+from tinyflash.penalties import penalized
 
 
-def check_sampling(temperature, top_k, top_p):
-    """Raise a ValueError, one sentence, for settings that describe no distribution."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(
-            f"The temperature must be 0 (always the likeliest token) or more, not {temperature}."
-        )
-    if top_k is not None and top_k < 1:
-        raise ValueError(
-            f"top-k keeps the k likeliest tokens, so k must be at least 1, not {top_k}."
-        )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top-p is a share of probability above 0 and up to 1, not {top_p}.")
+def next_distribution(logits, sampling, prompt, new):
+    """The distribution of the token that follows a prompt and the new tokens after it.
+
+    logits : (V,), after the last of them;  sampling : settings.Sampling
+    prompt, new : lists of int
+    returns: float64 (V,), sums to 1
+    raises : ValueError if penalties leave no token to say
+    """
+    logits = penalized(logits, sampling, prompt, new)
+    return distribution(
+        logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+    )
 
 
-def distribution(logits, temperature=1.0, top_k=None, top_p=None):
-    """The law by which the next token is drawn: softmax(logits / temperature), cut and rescaled.
+def distribution(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """softmax(logits / temperature), cut and rescaled.
 
     Temperature 0 is its limit, all weight on the likeliest token (the first of several).
-    top_k keeps the k largest (and those equal to the k-th); top_p then keeps the fewest tokens
-    whose probabilities reach p (The curious case of neural text degeneration,
-    arXiv 1904.09751, §3.1).
+    top_k keeps the k largest (and those equal to the k-th; 0 keeps all); top_p then keeps the
+    fewest tokens whose probabilities reach p (The curious case of neural text degeneration,
+    arXiv 1904.09751, §3.1); min_p then those at least p times as likely as the likeliest
+    (Turning up the heat, arXiv 2407.01082, §3).
 
-    logits : (V,)
+    logits : (V,), -inf for what is never said
     returns: float64 (V,), sums to 1; float64, because speculative sampling divides by it
+
+    >>> p = np.array([0.5, 0.3, 0.2], dtype=np.float64)
+    >>> distribution(np.log(p), top_k=2).round(3).tolist()
+    [0.625, 0.375, 0.0]
     """
     logits = logits.astype(np.float64)
     if temperature == 0:
@@ -37,7 +43,7 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None):
         return p
     with np.errstate(over="ignore"):  # near temperature 0 a distance becomes inf, as it should
         logits = (logits - np.max(logits)) / temperature
-    if top_k is not None and top_k < len(logits):
+    if top_k and top_k < len(logits):
         kth = np.partition(logits, -top_k)[-top_k]
         logits = np.where(logits < kth, -np.inf, logits)
     p = softmax(logits)
@@ -45,6 +51,9 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None):
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]  # probability of all likelier tokens
         p[order[before >= top_p]] = 0
+        p = p / np.sum(p)
+    if min_p:
+        p[p < min_p * np.max(p)] = 0
         p = p / np.sum(p)
     return p
 

@@ -229,11 +229,11 @@ def measure(model, text, number, options, named, runs):
     """Continue one text in every way, and add what it cost to the runs."""
     prompt, plain_ids = text[: options.prompt].tolist(), None
     for (_, _, drafter_of), run in zip(named, runs, strict=True):
-        settings = {"temperature": 0, "max_new_tokens": options.tokens}
         saying = Fed(model, text) if run.fed else model
         if model.flash:
             model.flash.costs.clear()
-        made = Generation(saying, prompt, drafter=drafter_of(text.tolist(), number), **settings)
+        drafter = drafter_of(text.tolist(), number)
+        made = Generation(saying, prompt, max_new_tokens=options.tokens, drafter=drafter)
         for _ in made:
             pass
         run.add(made)

@@ -1,6 +1,8 @@
 """What several verbs share: opening a model, and saying what it took."""
 
 import sys
+import warnings
+from contextlib import contextmanager
 
 import tinyflash
 from tinyflash import terminal
@@ -39,3 +41,23 @@ def standard_input(what):
     if sys.stdin is None:
         raise ValueError(f"Standard input is closed; give the {what} as an argument.")
     return sys.stdin.read()
+
+
+def ids_of(text, option):
+    """Token ids from an argument such as 1,2,3.
+
+    raises: ValueError that names the option
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers with commas, not {text!r}.") from None
+
+
+@contextmanager
+def warnings_as_notes():
+    """What the library warns of is said in one line on standard error, each sentence once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *place, **more: terminal.note(str(message))
+        yield

@@ -2,11 +2,18 @@
 
 import resource
 import sys
+from dataclasses import asdict
 
 from tinyflash import terminal
 from tinyflash.commands.arguments import add_memory, verb
 from tinyflash.commands.chat import questions
-from tinyflash.commands.common import flash_settings, open_model, standard_input
+from tinyflash.commands.common import (
+    flash_settings,
+    open_model,
+    standard_input,
+    warnings_as_notes,
+)
+from tinyflash.commands.sampling import add_sampling, sampling_of, say_recommended
 
 
 def arguments(verbs):
@@ -15,10 +22,7 @@ def arguments(verbs):
     add("prompt", nargs="?", help="the text; - reads it from standard input")
     add("--model", default="default", metavar="MODEL", help="default: the embedded model")
     add("--max-new-tokens", type=int, default=128, metavar="N")
-    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
-    add("--top-k", type=int, metavar="K")
-    add("--top-p", type=float, metavar="P")
-    add("--seed", type=int, metavar="S", help="of the random draws")
+    add_sampling(add)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
     add("--chat", action="store_true", help="the prompt is a question; without one, converse")
     add("--drafter", default="none", metavar="D", help="none, ngram, redrafter, its DIR, or MODEL")
@@ -30,9 +34,7 @@ def arguments(verbs):
 
 def generate(options):
     """`tinyflash generate`"""
-    from tinyflash.sampling import check_sampling
-
-    check_sampling(options.temperature or 0, options.top_k, options.top_p)
+    given = sampling_of(options)
     if options.prompt is None and not options.chat:
         raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
     prompt = standard_input("prompt") if options.prompt == "-" else options.prompt
@@ -42,18 +44,17 @@ def generate(options):
     settings = {
         "drafter": model.drafter(options.drafter, options.draft_width, options.draft_length),
         "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
         "stop": options.stop,
+        **given,
     }
-    if not options.chat:
-        show(model.generate(prompt, **settings), options)
-        return
-    chat = model.chat()
-    for message in [prompt] if prompt is not None else questions():
-        show(chat.say(message, **settings), options)
+    say_recommended(model.recommended, given)
+    with warnings_as_notes():
+        if not options.chat:
+            show(model.generate(prompt, **settings), options)
+            return
+        chat = model.chat()
+        for message in [prompt] if prompt is not None else questions():
+            show(chat.say(message, **settings), options)
 
 
 def show(generation, options):
@@ -73,6 +74,7 @@ def show(generation, options):
         "prompt_seconds": round(generation.prompt_seconds, 4),
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "sampling": asdict(generation.sampling),
         "drafter": options.drafter,
         **vars(counts),
         "tokens_per_step": counts.tokens_per_step,

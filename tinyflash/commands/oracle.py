@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from tinyflash import terminal
 from tinyflash.commands.arguments import verb
-from tinyflash.commands.common import open_model, standard_input
+from tinyflash.commands.common import ids_of, open_model, standard_input
 from tinyflash.oracle.tolerances import TOLERANCES
 
 
@@ -33,10 +33,7 @@ def record(options):
         raise ValueError("Give either --text TEXT or --ids 1,2,3.")
     model = open_model(options.model, dtype=options.dtype)
     if options.ids is not None:
-        try:
-            ids = [int(word) for word in options.ids.split(",")]
-        except ValueError:
-            raise ValueError(f"--ids takes numbers with commas, not {options.ids!r}.") from None
+        ids = ids_of(options.ids, "--ids")
     else:
         ids = model.encode(standard_input("text") if options.text == "-" else options.text)
     with terminal.waiting(f"Recording {len(ids)} tokens"):

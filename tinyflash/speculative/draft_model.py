@@ -38,12 +38,13 @@ class DraftModel:
         self.length = length
         self.cache = draft.new_cache()
         self.cached = []
-        self.begin(lambda logits: distribution(logits, 0), np.random.default_rng(0))
+        self.begin(lambda logits, step: distribution(logits, 0), np.random.default_rng(0))
 
     def begin(self, choose, rng):
         """Draw as a text that begins now is drawn.
 
-        choose : function (V,) logits -> float64 (V,) law;  rng : np.random.Generator
+        choose : function ((V,) logits, tokens drafted so far) -> float64 (V,) distribution
+        rng    : np.random.Generator
         """
         self.choose = choose
         self.rng = rng
@@ -62,7 +63,7 @@ class DraftModel:
         logits = self._read(list(ids))
         tokens, laws = [ids[-1]], []
         while True:
-            laws.append(self.choose(logits))
+            laws.append(self.choose(logits, tokens[1:]))
             tokens.append(draw(laws[-1], self.rng))
             if len(laws) == length:
                 break

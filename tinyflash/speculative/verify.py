@@ -35,7 +35,8 @@ def verify(tree, logits, choose, rng, ends=()):
 
     tree   : tree.Tree of n nodes
     logits : (n, V), the model's after each node, given the node's ancestors
-    choose : function (V,) logits -> float64 (V,) law; sampling.distribution with its settings
+    choose : function ((V,) logits, tokens of this step so far) -> float64 (V,), the distribution
+             of the token after them: it may hang on what was said, as penalties do
     rng    : np.random.Generator
     ends   : tokens that end the text; the walk stops there, with nothing behind them kept
     returns: Verdict
@@ -47,7 +48,7 @@ def verify(tree, logits, choose, rng, ends=()):
     path, tokens = [0], []
     while True:
         children = tree.children[path[-1]]
-        p = choose(logits[path[-1]])
+        p = choose(logits[path[-1]], tokens)
         if tree.laws is None:
             token = draw(p, rng)
         else:

@@ -1,0 +1,51 @@
+"""Stop strings: a text ends before the first that appears, and nobody sees it begin."""
+
+
+class StopStrings:
+    """Holds back the end of a text as long as a stop string may begin there.
+
+    stop  : tuple of strings
+    held  : text that was added and not yet given out
+    found : whether a stop string appeared; what is held then stays so
+    """
+
+    def __init__(self, stop):
+        self.stop = stop
+        self.held = ""
+        self.found = False
+
+    def add(self, text):
+        """The text, of that held back and this, which surely stands before every stop string."""
+        self.held += text
+        cut = first_stop(self.held, self.stop)
+        self.found = cut is not None
+        ready = cut if self.found else len(self.held) - possible_stop(self.held, self.stop)
+        piece, self.held = self.held[:ready], self.held[ready:]
+        return piece
+
+
+def first_stop(text, stop):
+    """Where the first stop string begins in `text`, or None."""
+    places = [text.find(stop_text) for stop_text in stop if stop_text in text]
+    return min(places) if places else None
+
+
+def possible_stop(text, stop):
+    """Length of the longest end of `text` with which a stop string begins."""
+    longest = 0
+    for stop_text in stop:
+        for length in range(1, min(len(stop_text), len(text)) + 1):
+            if text.endswith(stop_text[:length]):
+                longest = max(longest, length)
+    return longest
+
+
+def stop_strings(stop):
+    """Stop strings as a tuple; one string is one of them.
+
+    raises: ValueError if one is empty
+    """
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if any(stop_text == "" for stop_text in stop):
+        raise ValueError("An empty stop string would stop before the first letter; leave it out.")
+    return stop
