@@ -27,6 +27,7 @@ NOTES = {
     "cross_attention_hidden_size", "dtype", "finetuning_task", "id2label", "is_decoder",
     "is_encoder_decoder", "label2id", "model_type", "n_special", "name_or_path", "num_labels",
     "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "prefix",
+    "pruned_heads",
     "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params",
     "tf_legacy_loss", "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class",
     "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",

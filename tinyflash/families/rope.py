@@ -77,7 +77,7 @@ def rope_settings(hf: dict) -> dict:
     for key, value in (new if old else {}).items():
         overruled = key == "rope_type" and value == "default"  # how rope_scaling came to be added
         if value is not None and not overruled and settings.get(key) != value:
-            by_old = "by rope_scaling, which overrules it,"
+            by_old = "what rope_scaling, which overrules it, brings"
             raise ValueError(
                 contradiction(f"{key} in rope_parameters", value, by_old, settings.get(key))
             )
@@ -128,7 +128,7 @@ def refuse_unread(kind: str, settings: dict) -> None:
 def contradiction(place: str, value: object, other_place: str, other_value: object) -> str:
     """The sentence for two places of a config.json that differ."""
     return (
-        f"config.json contradicts itself: {place} is {short(value)}, and {other_place} it is "
+        f"config.json contradicts itself: {place} is {short(value)}, and {other_place} is "
         f"{short(other_value)}; keep the right one."
     )
 
