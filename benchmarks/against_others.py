@@ -37,8 +37,13 @@ def tinyflash_engine(mode, prompt, tokens, model, store, gguf):
     engine = tinyflash.load(store, memory=HALF, mode=mode)
     cache = engine.new_cache(len(prompt) + len(tokens))
     engine.logits(prompt, cache)
-    seconds = timed(tokens, lambda token: engine.logits([token], cache))
-    return seconds, engine.flash.cost_per_token(len(tokens))["bytes_read"] / 1e9
+    read = []
+
+    def step(token):
+        engine.logits([token], cache)
+        read.append(engine.flash.last_cost.bytes_read)
+
+    return timed(tokens, step), sum(read) / len(read) / 1e9
 
 
 def transformers_engine(dtype, prompt, tokens, model, store, gguf, **settings):

@@ -169,13 +169,14 @@ def counted_by_engine(store, thresholds, ids, k):
     """
     store = replace(store, manifest=store.manifest | {"thresholds": thresholds, "predictor": None})
     engine = open_engine(store, memory="300%", mode="window", k=k, tokens=len(ids))
-    cache = KVCache(store.config)
+    cache, wanted = KVCache(store.config), []
     for id in ids:
         layers = engine.begin()
         one = np.array([id], dtype=np.int64)
         forward(engine.weights, store.config, one, cache, feed_forwards=layers)
-        engine.end(1)
-    return np.array([cost.bytes_wanted for _, cost in engine.costs], dtype=np.float64)
+        engine.end()
+        wanted.append(engine.last_cost.bytes_wanted)
+    return np.array(wanted, dtype=np.float64)
 
 
 def sequences_of(ids, begin, sequences):

@@ -264,10 +264,8 @@ class FakeModel:
             store=store,
             nbytes=1234,
             reader=SimpleNamespace(threads=9),
-            costs=[],
             weights=self.weights,
             feed_forwards=[SimpleNamespace(activity=knowing)] * 2,
-            describe=lambda: "a fake",
             components=lambda: {"feed-forward rows": 34, "attention": 1200},
         )
 
@@ -280,13 +278,14 @@ class FakeModel:
         self.clock.now += 0.010 * len(self.fed)
         cost = TokenCounters(calls=2, bytes_read=100 * len(self.fed), wanted=8, io_ms=2.5)
         cost.chunk_sizes = Counter({4096: len(self.fed)})
-        self.flash.costs.append((len(ids), cost))
+        self.flash.last_cost = cost
 
 
 def test_a_run_is_what_the_engine_counted_after_the_prompt(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(flash, "time", clock)
     monkeypatch.setattr(flash, "seconds_of", lambda work: 0.5)
+    monkeypatch.setattr(flash, "describe_flash", lambda engine: "a fake")
     model, seen = FakeModel(clock), []
     ids = np.array([5, 6, 7, 8, 9], dtype=np.int64)
     cache = model.new_cache()

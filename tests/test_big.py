@@ -67,20 +67,22 @@ import json, sys, time
 import numpy as np
 import tinyflash
 from tinyflash.commands.generate import peak_dram
+from tinyflash.flash.counters import TokenCounters
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = tinyflash.load(folder, memory="50%", mode=sys.argv[5])
 opened = time.perf_counter() - began
 cache = model.new_cache()
 rows = [model.logits(prompt, cache)]
-seconds = []
+seconds, spent = [], TokenCounters()
 for token in new_tokens:
     began = time.perf_counter()
     rows.append(model.logits([token], cache))
     seconds.append(time.perf_counter() - began)
+    spent = spent + model.flash.last_cost
 np.save(out, np.concatenate(rows))
 cost = {"open": opened, "seconds": seconds, "peak": peak_dram(), "kept": model.nbytes}
-print(json.dumps(cost | {"flash": model.flash.cost_per_token(len(new_tokens))}))
+print(json.dumps(cost | {"flash": spent.per_token(len(new_tokens))}))
 """
 
 RUN_TRANSFORMERS = """

@@ -8,6 +8,7 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.cli import main
+from tinyflash.describe import describe_model
 from tinyflash.flash.budget import budget_for, parse_memory, rows_by_layer
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.engine import open_engine
@@ -86,15 +87,17 @@ def test_costs_are_counted_pass_by_pass(tmp_path):
     folder = tmp_path / "model"
     write_model(folder, CONFIGS["opt"])
     model = tinyflash.load(folder, memory="100%", mode="naive")
-    list(model.generate(PROMPT, max_new_tokens=4, temperature=0))
-    assert [tokens for tokens, _ in model.flash.costs] == [7, 1, 1, 1]
+    made = model.generate(PROMPT, max_new_tokens=4, temperature=0)
+    list(made)
     store = model.flash.store
     every_byte = store.config.layers * store.config.ffn_width * store.row_bytes
-    assert {cost.bytes_wanted for _, cost in model.flash.costs} == {every_byte}
-    mean = model.flash.cost_per_token(3)
-    assert mean["bytes_wanted"] == every_byte and mean["calls"] == store.config.layers
+    L = store.config.layers
+    assert made.counts.steps == 3 and made.spent.calls == 3 * L, "the prompt's pass is not a step"
+    assert model.flash.last_cost.bytes_wanted == every_byte and model.flash.last_cost.calls == L
+    mean = made.spent.per_token(3)
+    assert mean["bytes_wanted"] == every_byte and mean["calls"] == L
     assert sum(mean["chunk_sizes"].values()) == mean["reads"]
-    assert model.flash.cost_per_token(0) == {}
+    assert made.spent.per_token(0) == {}
 
 
 def test_what_is_kept_is_said_as_it_is(tmp_path):
@@ -103,21 +106,20 @@ def test_what_is_kept_is_said_as_it_is(tmp_path):
     model = tinyflash.load(folder, memory="90%")
     kept = len(model.flash.feed_forwards[0].resident)
     assert 0 < kept < model.flash.budget.rows[0]  # some of the rows are what others pass through
-    assert f"{kept} of {model.config.ffn_width} neurons a layer kept" in model.residency()
+    assert f"{kept} of {model.config.ffn_width} neurons a layer kept" in describe_model(model)
     smooth = tmp_path / "smooth"
     write_model(smooth, CONFIGS["llama"])
     model = tinyflash.load(smooth, memory="90%", mode="window")
-    assert "silu is zero almost nowhere" in model.residency()
-    assert "projection" not in model.residency()
+    assert "silu is zero almost nowhere" in describe_model(model)
+    assert "projection" not in describe_model(model)
 
 
 def test_everything_in_memory_reads_nothing(tmp_path):
     folder = tmp_path / "model"
     write_model(folder, CONFIGS["llama"])
     model = tinyflash.load(folder, memory="200%")
-    model.flash.costs.clear()
     model.logits(PROMPT)
-    assert model.flash.costs[0][1].bytes_read == 0
+    assert model.flash.last_cost.bytes_read == 0
 
 
 def test_the_flash_taps_are_shown(tmp_path):
@@ -182,9 +184,9 @@ def test_the_kv_cache_is_a_part_of_the_budget(tmp_path):
 
     engine = open_engine(store, memory="100%", mode="hybrid", tokens=9)
     rows = engine.budget.rows[0]
-    engine.reserve(9)
+    engine.make_room_for_kv_cache(9)
     assert engine.budget.rows[0] == rows
-    engine.reserve(20)
+    engine.make_room_for_kv_cache(20)
     assert engine.budget.tokens == 20 and engine.budget.rows[0] < rows
     assert len(engine.feed_forwards[0].resident) < engine.budget.rows[0]
     assert engine.nbytes + engine.budget.kv_cache <= engine.budget.memory
@@ -376,9 +378,8 @@ def test_predicted_neurons_are_computed_and_no_others(tmp_path, name):
             parts = [model.logits(PROMPT[:4], cache)]
             parts += [model.logits([token], cache) for token in PROMPT[4:]]
             assert np.abs(np.concatenate(parts) - expected).max() <= 1e-12 * size
-            cost = model.flash.cost_per_token(len(PROMPT) - 4)
-            held = {"predictor": cost["held"] == 0}
-            assert held.get(mode, cost["held"] > 0)
+            held = model.flash.last_cost.held
+            assert held == 0 if mode == "predictor" else held > 0
             assert model.flash.components()["predictors"] == model.flash.budget.telling > 0
             if mode == "predictor":  # one cache for all layers
                 assert len({id(layer.cache) for layer in model.flash.feed_forwards}) == 1
@@ -407,7 +408,7 @@ def test_reading_part_by_part_takes_twice_as_many_reads(tmp_path):
         for layer in model.flash.feed_forwards:
             layer.next = None  # nothing is read ahead, which may be in vain
         model.logits(PROMPT[:1])
-        costs[mode] = model.flash.costs[-1][1]
+        costs[mode] = model.flash.last_cost
     assert costs["window"].loaded == costs["all"].loaded > 0
     assert costs["window"].bytes_read == costs["all"].bytes_read
     assert costs["window"].chunk_sizes == {4096: 2 * costs["all"].loaded}

@@ -36,6 +36,8 @@ def models(tmp_path_factory):
 class Scripted:
     """A model that knows one row of tokens by heart, whatever it reads, and then ends."""
 
+    flash = None
+
     def __init__(self, script, context=96, tokenizer=TOKENIZER):
         self.script = list(script)
         self.config = SimpleNamespace(context=context, final_norm=True, causal=True)

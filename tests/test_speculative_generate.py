@@ -339,7 +339,7 @@ def test_one_seed_says_the_same_with_a_drafter_without_chance(models, name, draf
 class Table:
     """A model whose next token hangs on the last one only: logits (V, V), one row a token."""
 
-    tokenizer = None
+    tokenizer = flash = None
     eos_ids = frozenset()
     name = "table"
 
@@ -668,9 +668,8 @@ def test_bytes_are_by_accepted_token(folders, tmp_path, monkeypatch):
     model = tinyflash.load(folders["opt"], memory="100%", mode="naive", dtype="float64")
     model = dataclasses.replace(model, eos_ids=frozenset())
     text = PROMPT + greedy(model, PROMPT, 21)
-    model.flash.costs.clear()
     made = finished(model, max_new_tokens=21, drafter=Replay(text, 1.0, 4, 307))
-    cost = model.flash.cost_per_token(made.counts.steps, made.counts.tokens)
+    cost = made.spent.per_token(made.counts.steps, made.counts.tokens)
     store = model.flash.store
     every_byte = store.config.layers * store.config.ffn_width * store.row_bytes
     assert cost["bytes_wanted"] == every_byte / 5  # five tokens shared each reading of all

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from tinyflash.flash.counters import TokenCounters
 from tinyflash.sampling import draw, next_distribution
 from tinyflash.settings import Sampling
 from tinyflash.speculative.counts import StepCounts
@@ -40,7 +41,8 @@ class Generation:
 
     Afterwards (and at any moment) it holds `ids`, the new tokens; `text`; `stop_reason`, one of
     "end" (the model said so), "stop" (a stop string), "length" and "context"; the seconds spent
-    on the prompt and on the new tokens; and `counts`, the StepCounts.
+    on the prompt and on the new tokens; `counts`, the StepCounts; and `spent`, the TokenCounters
+    of the steps (not of the prompt) of a model on flash.
 
     Set `tap` before the first piece, and it is shown the tensors of every pass, and draft.* of
     every step (taps.py).
@@ -80,7 +82,7 @@ class Generation:
         self.stop_reason = None
         self.prompt_seconds = 0.0
         self.seconds = 0.0
-        self.counts = StepCounts()
+        self.counts, self.spent = StepCounts(), TokenCounters()
         self.rng = np.random.default_rng(sampling.seed)
         if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
             self.drafter.begin(self.choose, self.rng)
@@ -172,6 +174,8 @@ class Generation:
         if tree.tokens[0] != ids[-1]:
             raise ValueError("A proposal must begin with the text's last token; this one does not.")
         logits, hidden = compute(self.model, tree.tokens, self.cache, self.tap, tree)
+        if self.model.flash:
+            self.spent = self.spent + self.model.flash.last_cost
         verdict = verify(tree, logits, self.choose, self.rng, self.model.eos_ids)
         self.model.keep(self.cache, start, verdict.path)
         self.hidden = hidden[verdict.path[-1]]

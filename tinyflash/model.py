@@ -19,7 +19,6 @@ from tinyflash.flash.store.directory import is_store, open_store
 from tinyflash.generate import Generation
 from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
-from tinyflash.matrices.half import HalfMatrix
 from tinyflash.settings import Sampling
 from tinyflash.speculative.drafters import drafter_for
 from tinyflash.tokenizer import Tokenizer, tokenizer_of
@@ -89,7 +88,7 @@ class Model:
         with threads, np.errstate(all="ignore"):
             logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers, tree)
         if self.flash:
-            self.flash.end(len(ids))
+            self.flash.end()
         if not np.isfinite(logits).all():
             raise ValueError(self._why_infinite())
         return logits
@@ -124,7 +123,7 @@ class Model:
         raises: ValueError if it does not
         """
         if self.flash:
-            self.flash.reserve(min(tokens, self.config.context))
+            self.flash.make_room_for_kv_cache(min(tokens, self.config.context))
 
     def generate(self, prompt, **settings):
         """A Generation: iterate over it for pieces of text.
@@ -179,19 +178,6 @@ class Model:
         if self.flash:
             return self.flash.nbytes
         return bytes_of(self.weights)
-
-    def residency(self):
-        """One line: what of the weights is kept, in which format, in how many bytes."""
-        by_format = {}
-        for weight in {id(w): w for w in self.weights.values()}.values():
-            kind = weight.format if isinstance(weight, HalfMatrix) else str(weight.dtype)
-            by_format[kind] = by_format.get(kind, 0) + weight.nbytes
-        parts = [f"{nbytes / 1e6:,.1f} MB {kind}" for kind, nbytes in by_format.items()]
-        if self.flash:
-            kept = self.flash.components()["feed-forward rows"]
-            parts.append(f"{kept / 1e6:,.1f} MB {self.flash.store.dtype} feed-forward rows")
-        line = f"{self.name}: {' + '.join(parts)} in DRAM, computed in {self.dtype}"
-        return f"{line}\n{self.flash.describe()}" if self.flash else line
 
 
 def load(source, *, memory=None, mode=None, k=None, dtype="float32"):

@@ -25,6 +25,7 @@ from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import embedded, find_model
 from tinyflash.costs.cost_model import elements_of
 from tinyflash.costs.device_profile import load_profile
+from tinyflash.describe import describe_flash
 from tinyflash.files import read_text
 from tinyflash.flash.budget import parse_memory
 from tinyflash.flash.counters import TokenCounters
@@ -162,18 +163,17 @@ def measure(model, cache, ids, prompt, report, done, total):
     began = time.perf_counter()
     model.logits(ids[:prompt], cache)
     prompt_seconds = time.perf_counter() - began
-    engine.costs.clear()
-    seconds = []
+    seconds, spent = [], TokenCounters()
     for token in ids[prompt:]:
         began = time.perf_counter()
         model.logits([token], cache)
         seconds.append(time.perf_counter() - began)
+        spent = spent + engine.last_cost
         report(done + len(seconds), total, seconds=seconds[-1])
-    spent = sum((cost for _, cost in engine.costs), TokenCounters())
     return {
         "mode": engine.mode,
         "keeps_rows": engine.mode in KEPT,
-        "described": engine.describe(),
+        "described": describe_flash(engine),
         "tokens": len(seconds),
         "seconds": seconds,
         "prompt_seconds": prompt_seconds,

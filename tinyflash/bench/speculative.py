@@ -79,9 +79,7 @@ class Run:
         pairs = zip(dataclasses.astuple(self.counts), dataclasses.astuple(made.counts), strict=True)
         self.counts = StepCounts(*(a + b for a, b in pairs))
         self.seconds += made.seconds
-        if made.model.flash:
-            passes = made.model.flash.costs[-made.counts.steps :]
-            self.spent = sum((cost for _, cost in passes), self.spent)
+        self.spent = self.spent + made.spent
 
     def to_json(self, plain):
         """A dict; `plain` is the run that it is compared with."""
@@ -230,8 +228,6 @@ def measure(model, text, number, options, named, runs):
     prompt, plain_ids = text[: options.prompt].tolist(), None
     for (_, _, drafter_of), run in zip(named, runs, strict=True):
         saying = Fed(model, text) if run.fed else model
-        if model.flash:
-            model.flash.costs.clear()
         drafter = drafter_of(text.tolist(), number)
         made = Generation(saying, prompt, max_new_tokens=options.tokens, drafter=drafter)
         for _ in made:

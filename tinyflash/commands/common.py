@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import tinyflash
 from tinyflash import terminal
 from tinyflash.checkpoint.sources import find_model
+from tinyflash.describe import describe_memory, describe_model
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.directory import is_store, open_store
 from tinyflash.flash.store.verified import verify_once
@@ -25,9 +26,9 @@ def open_model(source, **settings):
             verify_once(open_store(store), report)
     with terminal.waiting(f"Opening {source}"):
         model = tinyflash.load(source, **settings)
-    terminal.note(model.residency())
+    terminal.note(describe_model(model))
     if model.flash:
-        terminal.note(model.flash.describe_memory())
+        terminal.note(describe_memory(model.flash))
     return model
 
 

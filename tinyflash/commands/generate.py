@@ -60,8 +60,6 @@ def generate(options):
 def show(generation, options):
     """Stream a generation, then what it cost: for people on standard error, or as JSON."""
     flash, as_json = generation.model.flash, options.json
-    if flash:
-        flash.costs.clear()
     for piece in generation:
         if not as_json:
             terminal.say(piece, end="")
@@ -81,7 +79,7 @@ def show(generation, options):
         "peak_dram_bytes": peak_dram(),
     }
     if flash:
-        cost["flash"] = flash.cost_per_token(counts.steps, counts.tokens)
+        cost["flash"] = generation.spent.per_token(counts.steps, counts.tokens)
         cost["dram_bytes"] = flash.components()
     if as_json:
         terminal.json_line(cost)

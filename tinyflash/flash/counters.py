@@ -116,3 +116,22 @@ class TokenCounters:
         finally:
             elapsed = 1000 * (time.perf_counter() - began)
             setattr(self, what, getattr(self, what) + elapsed)
+
+    def per_token(self, passes, tokens=None):
+        """What a token cost in so many forward passes: dict of numbers; empty for no passes.
+
+        tokens : that these passes yielded in all, accepted drafts included; None: one each
+
+        Bytes, reads, milliseconds and neurons of all layers together; `chunk_sizes` is a dict in
+        it, from the size of a read in bytes to how many a token had. `held` and `window` are
+        means over the passes, `window` over layers too.
+        """
+        if not passes:
+            return {}
+        tokens = tokens or passes
+        means = {field.name: getattr(self, field.name) for field in fields(TokenCounters)}
+        sizes = sorted(means.pop("chunk_sizes").items())
+        means = {name: value / tokens for name, value in means.items()}
+        means["held"] = self.held / passes
+        means["window"] = self.window / max(1, self.calls)
+        return means | {"chunk_sizes": {size: count / tokens for size, count in sizes}}

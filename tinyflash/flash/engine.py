@@ -1,10 +1,10 @@
 """Opens a flash directory as what the forward pass needs: weights, and a feed-forward a layer."""
 
-from dataclasses import dataclass, field, fields
+import itertools
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinyflash.costs.paper_tables import DRAM_SHARES
 from tinyflash.flash.activity import exact_activity
 from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
@@ -13,7 +13,7 @@ from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.predictor import read_predictors
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
-from tinyflash.flash.store.directory import FFN, Store, resident_weights
+from tinyflash.flash.store.directory import Store, resident_weights
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
@@ -29,10 +29,10 @@ class FlashEngine:
     """A model whose feed-forwards stay on flash.
 
     weights   : dict name -> weight, all but the feed-forward matrices
-    budget    : Budget; `reserve` changes it
+    budget    : Budget; only `make_room_for_kv_cache` changes it
     k         : tokens of the window, or None for as many as fit
-    layers    : the feed-forwards that are allocated so far
-    costs     : (tokens, TokenCounters) of each forward pass; clear it when you have read it
+    layers    : the feed-forwards, or empty until they are first asked for
+    last_cost : TokenCounters of the last forward pass, all layers together
     """
 
     store: Store
@@ -44,24 +44,28 @@ class FlashEngine:
     weights: dict
     predictors: list | None
     thresholds: list | None
-    costs: list = field(default_factory=list)
     layers: list = field(default_factory=list)
+    last_cost: TokenCounters = field(default_factory=TokenCounters)
 
     @property
     def feed_forwards(self):
         """One FlashFeedForward a layer, for `transformer.forward`; allocated when first asked."""
-        for i in range(len(self.layers), self.store.config.layers):
-            self.layers.append(self._feed_forward(i))
-            if i > 0 and self.mode == "all":
-                self.layers[i - 1].next = self.layers[i]
+        if not self.layers:
+            layers = []
+            for i in range(self.store.config.layers):
+                layers.append(self._feed_forward(i, layers[0] if layers else None))
+            if self.mode == "all":
+                for layer, following in itertools.pairwise(layers):
+                    layer.next = following
+            self.layers = layers
         return self.layers
 
-    def _feed_forward(self, i) -> FlashFeedForward:
-        """The feed-forward of layer i, within its share of the budget."""
+    def _feed_forward(self, i, first) -> FlashFeedForward:
+        """The feed-forward of layer i, within its share of the budget.
+
+        first : that of layer 0, or None for itself
+        """
         prefix = f"layers.{self.store.config.weight_layer(i)}.ffn"
-        biases = {
-            part: self.weights.get(f"{prefix}.{part}.bias") for part in ("up", "gate", "down")
-        }
         biases = biases_of(self.weights, prefix)
         threshold = self.thresholds[i] if self.thresholds else None
         layer = Layer(self.store, i, self.reader, biases, threshold)
@@ -72,33 +76,26 @@ class FlashEngine:
             activity = self.predictors[i]
         else:
             activity = exact_activity(layer, self.budget.activity, rows)
-        shared = self.layers[0].cache if self.mode == "predictor" and self.layers else None
+        shared = first.cache if self.mode == "predictor" and first else None
         return Windowed(layer, rows, self.mode, activity, self.k, shared)
 
     @property
     def kv_dtype(self):
         """Of the KV cache: float16, but float64 for proofs."""
-        return np.dtype(np.float16) if self.dtype == np.float32 else self.dtype
+        return kv_dtype_of(self.dtype)
 
-    def reserve(self, tokens):
-        """See that the KV cache of so many tokens fits the budget: the rows give way.
+    def make_room_for_kv_cache(self, tokens):
+        """See that a KV cache of so many tokens fits the budget: the feed-forwards' rows give way.
 
-        raises: ValueError if the memory allowed is too little for that
+        Where there is no room yet, all layers are allocated anew with fewer rows, and empty: what
+        they held is read again.
+
+        raises: ValueError if the memory allowed is too little for that; nothing has changed then
         """
         if tokens > self.budget.tokens:
-            self.budget = self._budget(self.budget.memory, tokens)
-            self.layers = []
-
-    def _budget(self, memory, tokens):
-        return budget_for(
-            self.store,
-            memory,
-            bytes_of(self.weights),
-            self.mode,
-            tokens=tokens,
-            kv_number=self.kv_dtype.itemsize,
-            predicted=self.store.manifest["predictor"]["layers"] if self.predictors else None,
-        )
+            about = self.store, self.weights, self.mode, self.predictors, self.kv_dtype
+            budget = budget_of(*about, self.budget.memory, tokens)
+            self.layers, self.budget = [], budget
 
     @property
     def nbytes(self):
@@ -126,19 +123,6 @@ class FlashEngine:
             "KV cache": self.budget.kv_cache,
         }
 
-    def describe_memory(self):
-        """One line: DRAM by component in percent of the model, beside the paper's OPT-6.7B."""
-        whole = self.budget.resident + self.store.manifest["files"][FFN]["bytes"]
-        shares = []
-        for name, nbytes in self.components().items():
-            paper = f" (the paper: {DRAM_SHARES[name]:g})" if name in DRAM_SHARES else ""
-            shares.append(f"{name} {100 * nbytes / whole:.1f}{paper}")
-        on_top = "" if self.budget.kv_inside else ", which comes on top,"
-        return (
-            f"DRAM in percent of the model: {', '.join(shares)}{on_top} of "
-            f"{self.budget.tokens} tokens; allowed: {100 * self.budget.memory / whole:.1f}"
-        )
-
     def begin(self, tap=None, undecided=0):
         """Before a forward pass: the layers show their tensors to `tap`; returns them.
 
@@ -155,54 +139,10 @@ class FlashEngine:
         for layer in self.feed_forwards:
             layer.keep(path)
 
-    def end(self, tokens):
-        """After a forward pass of so many tokens: add up what its layers spent."""
-        spent = (layer.take_counters() for layer in self.feed_forwards)
-        self.costs.append((tokens, sum(spent, TokenCounters())))
-
-    def cost_per_token(self, passes, tokens=None):
-        """What a token cost in the last `passes` passes: dict of numbers; empty for no passes.
-
-        tokens : that these passes yielded in all, accepted drafts included; None: one each
-
-        Bytes, reads, milliseconds and neurons of all layers together; `chunk_sizes` is a dict in
-        it, from the size of a read in bytes to how many a token had. `held` and `window` are
-        means over the passes, `window` over layers too.
-        """
-        costs = [cost for _, cost in self.costs[-passes:]] if passes else []
-        if not costs:
-            return {}
-        total, n = sum(costs, TokenCounters()), tokens or len(costs)
-        means = {field.name: getattr(total, field.name) for field in fields(TokenCounters)}
-        sizes = sorted(means.pop("chunk_sizes").items())
-        means = {name: value / n for name, value in means.items()}
-        means["held"] = total.held / len(costs)
-        means["window"] = total.window / len(costs) / self.store.config.layers
-        return means | {"chunk_sizes": {size: count / n for size, count in sizes}}
-
-    def describe(self):
-        """One line: what stays in DRAM and what is read."""
-        F, layers = self.store.config.ffn_width, self.feed_forwards
-        if self.mode == "naive":
-            return "naive: every neuron is read for every token"
-        if self.mode == "hybrid":
-            kept = len(layers[0].resident)
-            return f"hybrid: {kept:,} of {F:,} neurons a layer kept, the others read each token"
-        most, least = max(self.budget.rows), min(self.budget.rows)
-        rows = f"{most:,}" if most == least else f"{least:,} to {most:,}"
-        told = {
-            "predicted": "who fires is told by a trained predictor",
-            "resident": "who fires is told by a projection that is kept",
-            "read": "who fires is told by a projection that is read",
-        }[self.budget.activity]
-        told = layers[0].exact_note or told
-        if self.mode == "predictor":
-            return f"predictor: nothing kept from token to token, {rows} of {F:,} rows; {told}"
-        tokens = f"{self.k} tokens" if self.k else "tokens"
-        fits = f" (about {self.budget.k} of them)" if self.budget.k and not self.k else ""
-        return f"{self.mode}: the last {tokens}' neurons kept{fits}, in {rows} of {F:,} rows a " + (
-            f"layer; {told}"
-        )
+    def end(self):
+        """After a forward pass: add up what its layers spent."""
+        spent = [layer.take_counters() for layer in self.feed_forwards]
+        self.last_cost = sum(spent, TokenCounters())
 
 
 def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=np.float32):
@@ -221,27 +161,39 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
     if k is not None and k < 1:
         raise ValueError(f"A window is at least 1 token long, not {k}.")
     verify_once(store)
-    predictors, thresholds = read_predictors(store, dtype), thresholds_of(store)
+    predictors = read_predictors(store, dtype)
     mode = mode or ("all" if predictors else "hybrid")
     if mode == "predictor" and not predictors:
         raise ValueError(
             f"{store.path.name} has no trained predictors; tinyflash train predictor "
             f"{store.path.name} --text FILE makes them."
         )
-    weights = resident_weights(store, dtype)
+    weights, dtype = resident_weights(store, dtype), np.dtype(dtype)
     neurons = store.config.weight_layers * store.config.ffn_width
     whole = bytes_of(weights) + neurons * store.row_bytes
-    engine = FlashEngine(
-        store,
-        FlashReader(store.ffn_path, queue=open_queue()),
-        None,
-        mode,
-        k,
-        np.dtype(dtype),
-        weights,
-        predictors if mode in SPARSE_MODES else None,
-        thresholds,
+    memory = whole if memory is None else parse_memory(memory, whole)
+    predictors = predictors if mode in SPARSE_MODES else None
+    about = store, weights, mode, predictors, kv_dtype_of(dtype)
+    budget = budget_of(*about, memory, min(tokens, store.config.context))
+    reader = FlashReader(store.ffn_path, queue=open_queue())
+    return FlashEngine(
+        store, reader, budget, mode, k, dtype, weights, predictors, thresholds_of(store)
     )
-    allowed = whole if memory is None else parse_memory(memory, whole)
-    engine.budget = engine._budget(allowed, min(tokens, store.config.context))
-    return engine
+
+
+def budget_of(store, weights, mode, predictors, kv_dtype, memory, tokens):
+    """The Budget of an engine with these weights and predictors, see budget_for."""
+    return budget_for(
+        store,
+        memory,
+        bytes_of(weights),
+        mode,
+        tokens=tokens,
+        kv_number=kv_dtype.itemsize,
+        predicted=store.manifest["predictor"]["layers"] if predictors else None,
+    )
+
+
+def kv_dtype_of(dtype):
+    """What a KV cache beside flash keeps: float16, but float64 for proofs in float64."""
+    return np.dtype(np.float16) if dtype == np.float32 else dtype
