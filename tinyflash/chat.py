@@ -5,18 +5,30 @@ from tinyflash.kv_cache import common_length
 
 
 class Chat:
-    """A conversation that keeps its KV cache from turn to turn."""
+    """A conversation that keeps its KV cache from turn to turn.
 
-    def __init__(self, model):
+    system  : what the model is told before all else, or None
+    template: Jinja source of the chat template, or None for the model's own
+    """
+
+    def __init__(self, model, system=None, template=None):
         """
-        raises: ValueError if the model has no chat template
+        raises: ValueError if neither the model has a chat template nor one is given
         """
-        if model.tokenizer is None or model.tokenizer.chat_template is None:
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{model.name} has no tokenizer, and so has no chat template; put its "
+                "tokenizer.json beside the weights."
+            )
+        if template is None and model.tokenizer.chat_template is None:
             raise ValueError(
                 f"{model.name} has no chat template, so it was not trained to converse; "
-                "leave --chat out, or use a model that was, such as smollm2."
+                "leave --chat out, use a model that was, such as smollm2, or give a template with "
+                "--chat-template FILE."
             )
         self.model = model
+        self.system = system
+        self.template = template
         self.cache = model.new_cache()
         self.cached_ids = []  # the tokens whose keys and values the cache holds
         self.answered = []  # messages of the finished turns
@@ -24,7 +36,7 @@ class Chat:
 
     @property
     def messages(self):
-        """The conversation so far: dicts with "role" and "content"."""
+        """The conversation so far, but for `system`: dicts with "role" and "content"."""
         if self.generation is None:
             return list(self.answered)
         return [*self.answered, {"role": "assistant", "content": self.generation.text}]
@@ -34,11 +46,12 @@ class Chat:
 
         settings: as for Model.generate; what has been iterated over when the next message comes
                   is the answer that stays in the conversation
-        raises  : ValueError if the conversation no longer fits the context
+        raises  : ValueError if the conversation no longer fits the context, or the template
+                  refuses it
         """
-        tokenizer = self.model.tokenizer
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+        rendered = self._render(messages)
+        ids = self.model.tokenizer.encode(rendered, add_special_tokens=False)
         if self.generation is not None:
             self.cached_ids = [*self.generation.prompt_ids, *self.generation.ids]
         # What the cache holds beyond the common beginning was tokenized otherwise; and the last
@@ -49,3 +62,14 @@ class Chat:
         self.cache.truncate(kept)
         self.answered, self.generation = messages, generation
         return generation
+
+    def _render(self, messages):
+        """The text of the conversation, `system` first."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        text = self.model.tokenizer.render_chat([*system, *messages], template=self.template)
+        if system and self.system.strip() not in text:
+            raise ValueError(
+                "This model's chat template leaves a system message out; put what it says into the "
+                "question, or give another template with --chat-template FILE."
+            )
+        return text

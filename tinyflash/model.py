@@ -168,9 +168,13 @@ class Model:
             )
         return self.tokenizer.encode(text)
 
-    def chat(self):
-        """A conversation that keeps its KV cache from turn to turn."""
-        return Chat(self)
+    def chat(self, system=None, template=None):
+        """A conversation that keeps its KV cache from turn to turn.
+
+        system  : a text that the model is told before all else, or None
+        template: Jinja source of a chat template, or None for the model's own
+        """
+        return Chat(self, system, template)
 
     @property
     def nbytes(self):

@@ -1,16 +1,13 @@
 """Text to token ids and back: a thin face over the `tokenizers` package."""
 
-import json
 import re
-from datetime import datetime
 from pathlib import Path
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from tinyflash import files
+from tinyflash.chat_template import default_template, render, templates_of
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
@@ -22,7 +19,8 @@ class Tokenizer:
 
     bos_id       : id of the token that begins a text, or None
     eos_ids      : ids of the tokens that end one
-    chat_template: Jinja source, or None if the model was not trained to converse
+    chat_template: Jinja source, a dict of several by name, or None if the model was not trained to
+                   converse
     """
 
     def __init__(self, backend, bos_id=None, eos_ids=(), chat_template=None):
@@ -63,30 +61,30 @@ class Tokenizer:
         """A DecodeStream for one text in the making."""
         return DecodeStream(self)
 
-    def render_chat(self, messages, add_generation_prompt=True):
+    def render_chat(self, messages, add_generation_prompt=True, template=None):
         """The text that a conversation is for the model, by its chat template.
 
         messages             : dicts with "role" and "content"
         add_generation_prompt: end with the words that begin the assistant's turn
-        raises               : ValueError if there is no template, or it refuses the messages
+        template             : Jinja source of another template; None for the model's own
+        raises               : ValueError if there is no template, it refuses the messages, fails,
+                               or does not come to an end
         """
-        if self.chat_template is None:
+        template = default_template(self.chat_template) if template is None else template
+        if template is None:
             raise ValueError(
                 "This tokenizer has no chat template, so its model was not trained to converse; "
-                "give a plain prompt."
+                "give a plain prompt, or a template with --chat-template FILE."
             )
-        words = {
-            "messages": messages,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._spelling(self.bos_id),
-            "eos_token": self._spelling(self.eos_ids[0] if self.eos_ids else None),
-        }
-        try:
-            return chat_environment().from_string(self.chat_template).render(words)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"The model's chat template refuses these messages: {error}") from None
+        return render(
+            template,
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self._spelling(self.bos_id),
+            eos_token=self._spelling(self.eos_ids[0] if self.eos_ids else None),
+        )
 
     def _spelling(self, id):
         return "" if id is None else self.backend.id_to_token(id)
@@ -133,30 +131,6 @@ class DecodeStream:
             self.shown = len(self.tokenizer.decode(self.ids))
             self.pending = 0
         return piece
-
-
-def chat_environment():
-    """Jinja as chat templates expect it, in its sandbox: they come from strangers."""
-
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment
 
 
 def tokenizer_of(checkpoint):
@@ -267,7 +241,4 @@ def chat_template(directory, settings):
     file = directory / "chat_template.jinja"
     if file.is_file():
         return files.read_text(file)
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+    return templates_of(settings.get("chat_template"), directory / "tokenizer_config.json")

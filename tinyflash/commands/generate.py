@@ -14,6 +14,7 @@ from tinyflash.commands.common import (
     warnings_as_notes,
 )
 from tinyflash.commands.sampling import add_sampling, sampling_of, say_recommended
+from tinyflash.files import read_text
 
 
 def arguments(verbs):
@@ -25,6 +26,8 @@ def arguments(verbs):
     add_sampling(add)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
     add("--chat", action="store_true", help="the prompt is a question; without one, converse")
+    add("--system", metavar="TEXT", help="with --chat: what the model is told before all else")
+    add("--chat-template", metavar="FILE", help="with --chat: Jinja, in place of the model's own")
     add("--drafter", default="none", metavar="D", help="none, ngram, redrafter, its DIR, or MODEL")
     add("--draft-width", type=int, metavar="W", help="beams of redrafter")
     add("--draft-length", type=int, metavar="N", help="tokens; of redrafter, with the first")
@@ -37,6 +40,7 @@ def generate(options):
     given = sampling_of(options)
     if options.prompt is None and not options.chat:
         raise ValueError('Give a prompt, as in: tinyflash generate "Once upon a time".')
+    template = chat_template_of(options)
     prompt = standard_input("prompt") if options.prompt == "-" else options.prompt
     model = open_model(options.model, **flash_settings(options))
     if options.stats and not model.flash:
@@ -52,9 +56,19 @@ def generate(options):
         if not options.chat:
             show(model.generate(prompt, **settings), options)
             return
-        chat = model.chat()
+        chat = model.chat(options.system, template)
         for message in [prompt] if prompt is not None else questions():
             show(chat.say(message, **settings), options)
+
+
+def chat_template_of(options):
+    """The text of the file that `--chat-template` names, or None.
+
+    raises: ValueError for what has a meaning in a conversation only
+    """
+    if not options.chat and (options.system is not None or options.chat_template is not None):
+        raise ValueError("--system and --chat-template are for conversations; add --chat.")
+    return None if options.chat_template is None else read_text(options.chat_template)
 
 
 def show(generation, options):

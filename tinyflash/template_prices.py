@@ -1,0 +1,107 @@
+"""What each operation of a template costs, in letters: see template_sandbox.py."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import ItemsView, Iterable
+
+DEEPEST = 100  # lists inside lists
+
+# Filters and methods that touch the containers they are given, but not what is inside them.
+SHALLOW = frozenset(
+    "attr batch count d default first items last length list map reject rejectattr reverse select "
+    "selectattr slice copy get keys values namespace dict".split()
+)
+# Those that make as many letters or items as a number among their arguments says.
+SIZED = frozenset(
+    "batch center indent round slice tojson truncate expandtabs ljust rjust to_bytes zfill".split()
+)
+# Those that may put one argument into the others again and again.
+REPEATING = frozenset("join replace translate indent tojson expandtabs".split())
+# Those that may look at all of their argument for each of its parts.
+SQUARED = frozenset("sort dictsort groupby sum striptags urlize xmlattr pprint wordwrap".split())
+FORMATTING = frozenset(("format", "format_map", "strftime_now"))
+# Tests that look into what they are given.
+COMPARING = frozenset("in eq equalto ne lt lessthan le gt greaterthan ge lower upper".split())
+
+
+class TooMuch(Exception):
+    """A template asks for more time or memory than a rendering has."""
+
+
+def weigh(value: object, known: dict[int, int] | None = None, depth: int = 0) -> int:
+    """Letters that a value takes when it is written out, about; at least 1.
+
+    A list that holds the same list twice counts it twice, as writing does, but walks it once.
+
+    raises: TooMuch where lists lie inside lists more than DEEPEST deep
+    """
+    if isinstance(value, (str, bytes, range)):
+        return 1 + len(value)
+    if isinstance(value, int):
+        return 1 + value.bit_length() // 3
+    if isinstance(value, (dict, ItemsView)):
+        pairs = value.items() if isinstance(value, dict) else value
+        parts = [part for pair in pairs for part in pair]
+    elif isinstance(value, (list, tuple, set, frozenset)) or type(value) in VIEWS:
+        parts = value
+    else:
+        return 1
+    if depth == DEEPEST:
+        raise TooMuch
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = 2 + sum(weigh(part, known, depth + 1) for part in parts)
+    return known[id(value)]
+
+
+VIEWS = (type({}.keys()), type({}.values()))
+CONTAINERS = (dict, list, tuple)
+
+
+def nesting(value: object) -> int:
+    """How deep lists and dictionaries lie inside one another; 1 for a plain value."""
+    level, deep = [value], 0
+    while level:
+        deep += 1
+        parts = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, CONTAINERS)
+        ]
+        level = list({id(inner): inner for outer in parts for inner in outer}.values())
+    return deep
+
+
+def length_of(value: object) -> int:
+    """How many parts a value has; 1 where it has none."""
+    return 1 + len(value) if hasattr(type(value), "__len__") else 1
+
+
+def price(name: str, arguments: list) -> int:
+    """Letters that a call costs.
+
+    name     : of the filter, the test or the method
+    arguments: all that it is given, a method's own object first
+    """
+    weights = [(length_of if name in SHALLOW else weigh)(argument) for argument in arguments]
+    if name in SIZED:
+        weights += [abs(a) for a in arguments if isinstance(a, int)]
+    if name == "tojson" and any(isinstance(a, (int, str)) for a in arguments[1:]):
+        weights.append(nesting(arguments[0]))  # each line is indented so often
+    if name in FORMATTING:
+        weights += [formatted(a, arguments) for a in arguments[:1] if isinstance(a, str)]
+    if name in REPEATING:
+        return math.prod(weights)
+    return sum(weights) ** 2 if name in SQUARED else sum(weights)
+
+
+def formatted(pattern: str, arguments: Iterable) -> int:
+    """Letters that a pattern of `%` or `format` may fill beyond its arguments' own.
+
+    Widths stand in it as numbers, or as `*` and `{:{}}`, which take them from the arguments.
+    """
+    letters = sum(int(number[:20]) for number in re.findall(r"\d+", pattern))
+    if "*" in pattern or re.search(r":[^{}]*\{", pattern):
+        letters += sum(abs(a) for a in arguments if isinstance(a, int))
+    # `{0}{0}{0}` writes its argument three times
+    return letters + pattern.count("{") * weigh(arguments)

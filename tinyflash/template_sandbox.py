@@ -1,0 +1,213 @@
+"""Jinja for templates from strangers: every operation is paid for before it happens.
+
+Jinja's own sandbox keeps a template from our files and objects, but not from taking all time and
+all memory: `{{ 'x' * 10**10 }}`, two loops inside each other, a macro that calls itself. Here a
+rendering has a purse. Whatever it does costs what it will touch or make, in letters, and a step
+costs STEP of them; an empty purse ends it. So time, memory and output have one limit, which is the
+same on every machine and in every thread, and needs no clock and no second process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from types import GeneratorType
+
+import jinja2
+from jinja2 import nodes
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace, pass_context
+from jinja2.visitor import NodeTransformer
+
+from tinyflash.template_prices import COMPARING, TooMuch, formatted, length_of, price, weigh
+
+PURSE = 10_000_000  # letters: less than a second for a template that wastes them all
+STEP = 40  # letters: what a step of a loop costs, or a filter
+CALL = 320  # letters: a macro or a method
+LONGEST_TEMPLATE = 60_000  # letters; the longest published ones have some 20,000
+
+
+class PlainNamespace(Namespace):
+    """Jinja's `namespace`, to which no template gives names of Python's own; printed, a word."""
+
+    def __init__(*args, **kwargs):
+        self, args = args[0], args[1:]
+        Namespace.__init__(self)
+        for name, value in dict(*args, **kwargs).items():
+            PlainNamespace.__setitem__(self, name, value)
+
+    def __setitem__(self, name, value):
+        if str(name).startswith("_"):
+            raise jinja2.TemplateError(f"a namespace holds no {name!r}")
+        Namespace.__setitem__(self, name, value)
+
+    def __repr__(self):
+        return "<Namespace>"
+
+
+class Priced(NodeTransformer):
+    """Puts a call of the Sandbox around what Jinja would do without asking it."""
+
+    def visit_For(self, node):
+        """The loop's items are counted."""
+        self.generic_visit(node)
+        node.iter = asked("looped", node.iter)
+        return node
+
+    def visit_Concat(self, node):
+        """`a ~ b` is paid before it is made."""
+        self.generic_visit(node)
+        return asked("joined", *node.nodes)
+
+    def visit_Compare(self, node):
+        """Both sides of `==`, `<` and `in` are weighed."""
+        self.generic_visit(node)
+        node.expr = asked("weighed", node.expr)
+        for operand in node.ops:
+            operand.expr = asked("weighed", operand.expr)
+        return node
+
+    def visit_Getitem(self, node):
+        """`a[1:]` copies, and `a[b]` computes a hash of b."""
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = asked("weighed", node.node)
+        elif not isinstance(node.arg, nodes.Const):
+            node.arg = asked("weighed", node.arg)
+        return node
+
+    def visit_Pair(self, node):
+        """A dictionary computes a hash of each key."""
+        self.generic_visit(node)
+        if not isinstance(node.key, nodes.Const):
+            node.key = asked("weighed", node.key)
+        return node
+
+
+def asked(name: str, *arguments: nodes.Expr) -> nodes.Call:
+    """The node that calls a method of the Sandbox."""
+    line = arguments[0].lineno if arguments else 1
+    method = nodes.EnvironmentAttribute(name, lineno=line)
+    return nodes.Call(method, list(arguments), [], None, None, lineno=line)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's environment for one rendering, which pays from its purse.
+
+    purse: letters that it may cost
+    """
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
+
+    def __init__(self, purse: int = PURSE, extensions: tuple = ()):
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # or constants are computed before anything is paid
+            finalize=written,
+            extensions=["jinja2.ext.loopcontrols", *extensions],
+        )
+        self.purse = purse
+        self.globals["namespace"] = PlainNamespace
+        del self.globals["lipsum"]
+
+    def _parse(self, source, name, filename):
+        return Priced().visit(super()._parse(source, name, filename))
+
+    def price_all(self) -> None:
+        """Let the filters and tests pay, once all of them are there."""
+        for name, function in self.filters.items():
+            self.filters[name] = self.paying(name, function)
+        for name, function in self.tests.items():
+            if name in COMPARING or not name.isalpha():  # or a sign such as <
+                self.tests[name] = self.paying(name, function)
+
+    def pay(self, letters: int) -> None:
+        """Take letters from the purse. Raises TooMuch if there are not so many in it."""
+        self.purse -= letters
+        if self.purse < 0:
+            raise TooMuch
+
+    def paying(self, name: str, function: Callable) -> Callable:
+        """A filter or test that pays; what it gives one by one is paid one by one."""
+
+        @wraps(function)  # which keeps Jinja's mark that it takes a context
+        def paid(*args, **kwargs):
+            self.pay(STEP + price(name, [*args, *kwargs.values()]))
+            result = function(*args, **kwargs)
+            return self.counted(result) if isinstance(result, GeneratorType) else result
+
+        return paid
+
+    def counted(self, items: Iterable) -> Iterator:
+        """The items, each a step."""
+        for item in items:
+            self.pay(STEP)
+            yield item
+
+    def looped(self, items: object) -> object:
+        """What a loop goes over, paid before it begins where its length is known."""
+        if hasattr(type(items), "__len__"):
+            self.pay(STEP * len(items))
+            return items
+        return self.counted(items)
+
+    def weighed(self, value: object) -> object:
+        """The value itself, once its weight is paid."""
+        self.pay(weigh(value))
+        return value
+
+    def joined(self, *values: object) -> str:
+        """The texts of all values as one, which is Jinja's `~`."""
+        self.pay(weigh(values))
+        return "".join(map(str, values))
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """The text of a block, a macro, a loop that calls itself."""
+        kept = []
+        for part in parts:
+            self.pay(len(part))
+            kept.append(part)
+        return "".join(kept)
+
+    def call_binop(self, context, operator, left, right):
+        """`a + b` and its like."""
+        numbers = [abs(value) for value in (left, right) if isinstance(value, int)]
+        if operator == "+":
+            cost = length_of(left) + length_of(right)
+        elif len(numbers) == 2:  # the digits of a product, or of a power
+            cost = (
+                weigh(left) * weigh(right) if operator != "**" else (weigh(left) * numbers[1]) ** 2
+            )
+        elif operator == "*" and numbers:  # a text or a list, repeated
+            cost = length_of(left) * length_of(right) * numbers[0]
+        elif operator == "%":
+            cost = weigh(left) + weigh(right)
+            if isinstance(left, (str, bytes)):
+                cost += formatted(str(left), right if isinstance(right, tuple) else (right,))
+        else:
+            cost = 1
+        self.pay(STEP + cost)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context, __obj, *args, **kwargs):
+        """A method, a macro, a function: Jinja's signature, whose names no keyword can be."""
+        method = getattr(__obj, "__wrapped__", __obj)
+        owner = getattr(method, "__self__", None)
+        if owner is not __self:
+            arguments = [*args, *kwargs.values()]
+            if isinstance(__obj, Macro):
+                __self.pay(CALL)
+            else:
+                owned = [owner] if isinstance(owner, (str, bytes, int, list, tuple, dict)) else []
+                name = getattr(method, "__name__", "")
+                __self.pay(CALL + 4 * price(name, [*owned, *arguments]))
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+@pass_context  # also keeps Jinja from writing constants out while it compiles
+def written(context, value: object) -> object:
+    """What `{{ value }}` writes, paid before it is made."""
+    context.environment.pay(STEP + weigh(value))
+    return value
