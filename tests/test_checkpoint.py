@@ -288,6 +288,43 @@ def test_no_weights(directory):
     sentence(raised)
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"base_model_name_or_path": "facebook/opt-125m", "peft_type": "LORA"}, "LORA adapter of"),
+        ({"base_model_name_or_path": None}, "one that it does not name"),
+        ({"base_model_name_or_path": ["x"], "peft_type": {}}, "one that it does not name"),
+    ],
+)
+def test_an_adapter_names_its_base(directory, settings, words):
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    (directory / "adapter_model.safetensors").touch()
+    config = (directory / "config.json").read_bytes()
+    for _ in ("with a config", "without"):  # peft saves none; some add that of the base
+        with pytest.raises(ValueError, match=words) as raised:
+            open_checkpoint(directory)
+        sentence(raised)
+        assert str(settings["base_model_name_or_path"]) in str(raised.value) or "name" in words
+        (directory / "config.json").unlink(missing_ok=True)
+    # transformers would apply it to the base; whether these weights are merged nobody says
+    (directory / "config.json").write_bytes(config)
+    save_file({"w": np.ones(2, dtype=np.float32)}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"take adapter_config\.json away"):
+        open_checkpoint(directory)
+    (directory / "adapter_config.json").write_text("[")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: damaged JSON"):
+        open_checkpoint(directory)
+    (directory / "adapter_config.json").unlink()
+    assert open_checkpoint(directory).names() == ["w"]
+
+
+def test_a_key_that_stands_twice_in_a_config(directory):
+    (directory / "config.json").write_text('{"hidden_size": 8, "hidden_size": 16}')
+    with pytest.raises(ValueError, match="the name hidden_size occurs twice") as raised:
+        open_checkpoint(directory)
+    sentence(raised)
+
+
 @pytest.mark.parametrize("text", [b"{", b"", b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_config(directory, text):
     (directory / "config.json").write_bytes(text)

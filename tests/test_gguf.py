@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tinyflash.checkpoint.gguf_file import open_gguf
 from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.sources import find_model
 from tinyflash.families import read_config
 from tinyflash.weights import load_weights
 
@@ -95,8 +96,10 @@ def stored_tensors(kind, seed=0, names=SHAPES):
     return tensors
 
 
-def write_gguf(path, tensors, kind=Type.F32, architecture="llama", drop=(), **metadata):
-    """A llama GGUF file; `drop` and `metadata` change what it says (key with _ for .)."""
+def write_gguf(
+    path, tensors, kind=Type.F32, architecture="llama", drop=(), others=None, **metadata
+):
+    """A llama GGUF file; `drop` and `metadata` change what it says, `others` types of tensors."""
     writer = gguf.GGUFWriter(path, architecture)
     settings = {
         "block_count": L,
@@ -122,7 +125,7 @@ def write_gguf(path, tensors, kind=Type.F32, architecture="llama", drop=(), **me
         part = name.rsplit(".", 1)[0].split(".", 3)[-1]
         if part in HEADS:
             numbers = as_llama_cpp_orders(numbers, HEADS[part])
-        raw = kind if numbers.dtype in (np.uint8, np.uint16) else None
+        raw = (others or {}).get(name, kind) if numbers.dtype in (np.uint8, np.uint16) else None
         numbers = numbers.view(np.uint8) if numbers.dtype == np.uint16 else numbers
         known = part in GGUF_PARTS or name in SHAPES
         writer.add_tensor(gguf_name(name) if known else name, numbers, raw_dtype=raw)
@@ -314,6 +317,26 @@ def test_other_architectures_types_and_tensors_are_refused_by_name(tmp_path):
     del tensors["model.embed_tokens.weight"]
     with pytest.raises(ValueError, match="no tensor token_embd"):
         open_gguf(write_gguf(path, tensors))
+
+
+def test_a_file_that_mixes_formats_names_one_that_does_not(tmp_path):
+    """llama.cpp's Q4_0 stores the head as Q6_K where its rows are multiples of 256."""
+    tensors = stored_tensors(Type.Q4_0) | {"lm_head.weight": np.zeros((V, 210), dtype=np.uint8)}
+    write_gguf(tmp_path / "mix.gguf", tensors, Type.Q4_0, others={"lm_head.weight": Type.Q6_K})
+    with pytest.raises(ValueError, match=r"lm_head.weight is stored as Q6_K.*the Q8_0 or F16 file"):
+        open_gguf(tmp_path / "mix.gguf")
+
+
+@pytest.mark.parametrize("name", ["model", "sha256-1a2b3c", "model.bin", "MODEL.GGUF"])
+def test_a_file_needs_no_suffix(tmp_path, name):
+    file = write_gguf(tmp_path / "model.gguf", stored_tensors(Type.F16), Type.F16)
+    expected = open_checkpoint(file)
+    renamed = open_checkpoint(file.rename(tmp_path / name))
+    assert renamed.names() == expected.names() and renamed.config == expected.config
+    assert find_model(tmp_path / name) == tmp_path / name
+    (tmp_path / name).write_bytes(b"GGML and so on")
+    with pytest.raises(ValueError, match="is not a GGUF file|only a .gguf file is a model"):
+        open_checkpoint(tmp_path / name)
 
 
 def test_a_part_of_a_split_model_is_refused(tmp_path):

