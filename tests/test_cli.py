@@ -217,9 +217,12 @@ def test_evaluate_perplexity_and_choices(models, capsys, tmp_path):
         "questions",
         "accuracy",
         "normalized_accuracy",
+        "shortened",
+        "not_judged",
     }
     model = tinyflash.load(models["opt"])
-    from tinyflash.evaluate import multiple_choice, perplexity
+    from tinyflash.choices import multiple_choice
+    from tinyflash.evaluate import perplexity
 
     measured = perplexity(model, TOKENIZER_TEXT)
     assert result["perplexity"] == pytest.approx(measured.perplexity, rel=1e-6)

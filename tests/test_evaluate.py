@@ -1,23 +1,18 @@
-"""Perplexity and multiple choice against sums of logarithms written out one by one."""
+"""Perplexity against sums of logarithms written out one by one."""
 
-import json
+import copy
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers_models import GPT2_CONFIG, OPT_CONFIG, TOKENIZER_TEXT, write_model
+from tokenizers import processors
 
 import tinyflash
 from tinyflash import evaluate
-from tinyflash.evaluate import (
-    choice_score,
-    multiple_choice,
-    perplexity,
-    read_questions,
-    token_log_probabilities,
-)
+from tinyflash.choices import choice_score
+from tinyflash.evaluate import Perplexity, perplexity, token_log_probabilities
 from tinyflash.matrices.half import HalfMatrix
 
 
@@ -108,138 +103,52 @@ def test_progress_counts_the_text(models):
     assert seen == [(95, total), (190, total), (285, total), (total, total)]
 
 
-# Multiple choice.
-
-
-class Bigrams:
-    """A model whose next byte depends on the last one alone; a token is a byte."""
-
-    def __init__(self, likely):
-        """likely: dict pair of bytes -> probability; the rest of 1 is shared by all others."""
-        self.config = SimpleNamespace(context=20)
-        self.p = np.full((256, 256), np.nan, dtype=np.float64)
-        for first in range(256):
-            known = {pair[1]: p for pair, p in likely.items() if pair[0] == first}
-            self.p[first] = (1 - sum(known.values())) / (256 - len(known))
-            self.p[first, list(known)] = list(known.values())
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def new_cache(self, tokens):
-        return SimpleNamespace()
-
-    def logits(self, ids, cache):
-        return np.log(self.p[ids]) + 5
-
-
-def test_the_likeliest_choice_wins_and_per_byte_the_likeliest_letters():
-    # After a: "b" with 0.2; "cdcd" with 0.4 · 0.6 · 0.6 · 0.6 = 0.086, but 0.54 a letter.
-    model = Bigrams({b"ab": 0.2, b"ac": 0.4, b"cd": 0.6, b"dc": 0.6})
-    assert choice_score(model, "a", "b") == pytest.approx(math.log(0.2))
-    assert choice_score(model, "xa", "cdcd") == pytest.approx(math.log(0.4 * 0.6**3))
-    questions = [
-        {"context": "xa", "choices": ["b", "cdcd"], "answer": 0},
-        {"context": "xa", "choices": ["cdcd", "b"], "answer": 1},
-        {"context": "xa", "choices": ["cdcd", "b", "zz"], "answer": 0},
-        {"context": "xa", "choices": ["b", "cdcd", "zz"], "answer": 2},
+@pytest.mark.parametrize("put", ["$A </s>", "</s> $A </s>", "</s> pad $A", "$A"])
+def test_only_what_the_tokenizer_puts_before_a_text_begins_it(models, put):
+    """An end token behind the text is no beginning, and two tokens before it are both given."""
+    model = copy.deepcopy(models["opt"])
+    model.tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single=put.replace("pad", "<pad>"), special_tokens=[("</s>", 2), ("<pad>", 1)]
+    )
+    text = TOKENIZER_TEXT[:150]
+    plain = model.tokenizer.encode(text, add_special_tokens=False)
+    before = {"$A </s>": [], "</s> $A </s>": [2], "</s> pad $A": [2, 1], "$A": []}[put]
+    exact = [
+        -log_probability(model, (before + plain)[:t], (before + plain)[t])
+        for t in range(max(1, len(before)), len(before + plain))
     ]
-    seen = []
-    result = multiple_choice(model, questions, lambda *numbers: seen.append(numbers))
-    assert result.questions == 4
-    assert result.accuracy == 2 / 4  # "b"
-    assert result.normalized_accuracy == 1 / 4  # "cdcd"
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_bytes_are_counted_and_not_letters():
-    # é is two bytes: log(0.2 · 0.9) / 2 = -0.86 a byte, against log 0.3 = -1.2.
-    model = Bigrams({b"ab": 0.3, b"a\xc3": 0.2, b"\xc3\xa9": 0.9})
-    result = multiple_choice(model, [{"context": "a", "choices": ["b", "é"], "answer": 1}])
-    assert (result.accuracy, result.normalized_accuracy) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    "context, choice, judged",
-    [
-        ("The river", " came", 1),
-        ("The river", " knew every stone", 3),
-        ("The riv", "er", 1),  # together they make one token, which is the choice's
-        ("", "The river", 2),
-    ],
-)
-def test_choice_score_judges_the_tokens_that_the_choice_brings(models, context, choice, judged):
-    model = models["opt"]
-    ids = model.encode(context + choice)
-    exact = sum(log_probability(model, ids[:t], ids[t]) for t in range(len(ids) - judged, len(ids)))
+    measured = perplexity(model, text)
+    assert measured.tokens == len(exact) == len(plain) - (not before)
+    assert measured.nats == pytest.approx(math.fsum(exact) / len(exact), rel=1e-10)
+    context, choice = "The river", " came"
+    both = [*before, *model.tokenizer.encode(context + choice, add_special_tokens=False)]
+    exact = log_probability(model, both[:-1], both[-1])
     assert choice_score(model, context, choice) == pytest.approx(exact, rel=1e-10)
 
 
-def test_without_a_beginning_the_first_token_is_not_judged(models):
-    model = models["gpt2"]
-    ids = model.encode("The river")
-    exact = log_probability(model, ids[:1], ids[1])
-    assert choice_score(model, "", "The river") == pytest.approx(exact, rel=1e-10)
-    with pytest.raises(ValueError, match="Nothing stands before the choice 'The'"):
-        choice_score(model, "", "The")
+def test_a_special_token_that_the_text_spells_is_of_the_text(models):
+    assert models["opt"].tokenizer.framed("</s>a") == ([2], [2, *words(models, "a")], [])
+    assert models["gpt2"].tokenizer.framed("</s>a") == ([], [2, *words(models, "a")], [])
 
 
-def test_a_question_fills_the_context_exactly():
-    model = Bigrams({})
-    for length in (20, 21):  # the last token is predicted, never read
-        assert choice_score(model, "a", "b" * (length - 1)) < 0
-    with pytest.raises(ValueError, match="22 tokens does not fit the model's context of 20"):
-        choice_score(model, "a", "b" * 21)
+def words(models, text):
+    return models["opt"].tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_a_choice_that_adds_nothing_is_refused():
-    with pytest.raises(ValueError, match="'' adds no token"):
-        choice_score(Bigrams({}), "a", "")
+def test_a_context_without_room_for_a_text_is_refused(models):
+    model = replace(models["opt"], config=replace(models["opt"].config, context=1))
+    with pytest.raises(ValueError, match="no place for the text"):
+        perplexity(model, "The river")
 
 
-# Question files.
-
-GOOD = {"context": "The river", "choices": [" ran", " sang"], "answer": 1}
-
-
-def test_read_questions(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n\n  \n" + json.dumps(GOOD | {"answer": 0, "id": 7}))
-    assert read_questions(path) == [GOOD, GOOD | {"answer": 0, "id": 7}]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "[]",
-        "3",
-        '"text"',
-        "null",
-        json.dumps({"context": "a", "choices": ["b"]}),
-        json.dumps(GOOD | {"context": 3}),
-        json.dumps(GOOD | {"choices": [" ran", 3]}),
-        json.dumps(GOOD | {"choices": " ran"}),
-        json.dumps(GOOD | {"choices": []}),
-        json.dumps(GOOD | {"choices": 3}),
-        json.dumps(GOOD | {"answer": 2}),
-        json.dumps(GOOD | {"answer": -1}),
-        json.dumps(GOOD | {"answer": "1"}),
-        json.dumps(GOOD | {"answer": None}),
-    ],
-)
-def test_the_first_bad_line_is_named(tmp_path, line):
-    path = tmp_path / "questions.jsonl"
-    path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n{json.dumps(GOOD)}\n")
-    with pytest.raises(ValueError, match=r"questions\.jsonl, line 3: each line must be") as refused:
-        read_questions(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_no_question_is_an_error(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text("\n\n")
-    with pytest.raises(ValueError, match="holds no question"):
-        read_questions(path)
-    with pytest.raises(FileNotFoundError):
-        read_questions(tmp_path / "elsewhere.jsonl")
+def test_a_perplexity_beyond_all_numbers_is_infinite(models):
+    assert Perplexity(709.0, 1, 96).perplexity < math.inf
+    for nats in (710.0, 1e300, math.inf):
+        assert Perplexity(nats, 1, 96).perplexity == math.inf
+    W = models["gpt2"].weights["embed.weight"]
+    loud = replace(
+        models["gpt2"],
+        weights=models["gpt2"].weights | {"embed.weight": W.dense().astype(np.float64) * 1e4},
+    )
+    measured = perplexity(loud, TOKENIZER_TEXT)
+    assert measured.perplexity == math.inf and 1000 < measured.nats < math.inf

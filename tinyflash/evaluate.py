@@ -1,16 +1,14 @@
-"""How good a model is: perplexity on a text, and multiple choice by log-likelihood.
+"""How good a model is: perplexity on a text. (Multiple choice is in choices.py.)
 
 An encoder has no perplexity, since each of its predictions sees the whole text. What it is judged
 by is the pseudo-perplexity, and what it is for is filling in masks.
 """
 
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinyflash.files import read_text
 from tinyflash.generate import PREFILL
 from tinyflash.ops import log_softmax, softmax
 
@@ -34,8 +32,11 @@ class Perplexity:
 
     @property
     def perplexity(self):
-        """exp(nats): as unsure as between so many equally likely tokens."""
-        return math.exp(self.nats)
+        """exp(nats): as unsure as between so many equally likely tokens; inf beyond 1.8e308."""
+        try:
+            return math.exp(self.nats)
+        except OverflowError:
+            return math.inf
 
     @property
     def rule(self):
@@ -46,8 +47,8 @@ class Perplexity:
                 "token is masked by itself and predicted from all others of its window"
             )
         return (
-            f"windows of {self.context} tokens without overlap, each begun by the model's own "
-            "first token if it has one; every token is predicted once, from its window alone"
+            f"windows of {self.context} tokens without overlap, each begun by what the tokenizer "
+            "puts before a text; every token of the text is predicted once, from its window alone"
         )
 
 
@@ -72,9 +73,9 @@ def perplexity(model, text, progress=None):
 
     exp(-1/N Σ log p(token | those before it in the window))
 
-    The text is cut into windows that fill the context, without overlap; each begins with the
-    token that begins a text (BOS) where the model has one, and otherwise its first token is
-    given and not judged. Of an encoder it is the `pseudo_perplexity`.
+    The text is cut into windows that fill the context, without overlap; each begins with what the
+    tokenizer puts before a text (BOS). Where that is nothing, a window's first token is given and
+    not judged. What it puts after a text is left out. Of an encoder it is the `pseudo_perplexity`.
 
     progress : function (done, total tokens) or None
     returns  : Perplexity
@@ -82,14 +83,13 @@ def perplexity(model, text, progress=None):
     """
     if not model.config.causal:
         return pseudo_perplexity(model, text, progress)
-    begin = model.encode("")[:1]  # BOS, or nothing
-    ids = model.encode(text)[len(begin) :]
-    width = model.config.context - len(begin)
+    before, ids, _ = framed(model, text)
+    width, given = window_width(model, before), max(1, len(before))
     losses = []
     for start in range(0, len(ids), width):
-        window = begin + ids[start : start + width]
-        if len(window) > 1:
-            losses.append(-token_log_probabilities(model, window))
+        window = before + ids[start : start + width]
+        if len(window) > given:
+            losses.append(-token_log_probabilities(model, window, given))
         if progress:
             progress(min(start + width, len(ids)), len(ids))
     if not losses:
@@ -104,28 +104,49 @@ def pseudo_perplexity(model, text, progress=None):
     exp(-1/N Σ log p(token | all others of the window))
                                     (Masked language model scoring, arXiv 1910.14659, eq. 2 and 4)
 
-    The text is cut as in `perplexity`; a window stands between the encoder's own first and last
-    token. It takes one pass over the window for every token.
+    The text is cut as in `perplexity`; a window stands between what the tokenizer puts before and
+    after a text. It takes one pass over the window for every token.
 
     progress : function (done, total tokens) or None
     returns  : Perplexity
     raises   : ValueError if there is nothing to predict, or no mask in the vocabulary
     """
-    around, mask = model.encode(""), mask_id(model)
-    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    mask = mask_id(model)
+    before, ids, after = framed(model, text)
     if not ids:
         raise ValueError("The text has no token to predict; give a longer one.")
-    width = model.config.context - len(around)
+    width = window_width(model, before + after)
     losses = []
     for start in range(0, len(ids), width):
-        window = [*around[:1], *ids[start : start + width], *around[1:]]
-        for t in range(len(around[:1]), len(window) - len(around[1:])):
+        window = [*before, *ids[start : start + width], *after]
+        for t in range(len(before), len(window) - len(after)):
             masked = [*window[:t], mask, *window[t + 1 :]]
             log_p = log_softmax(model.logits(masked)[t].astype(np.float64))
             losses.append(-log_p[window[t]])
             if progress:
                 progress(len(losses), len(ids))
     return Perplexity(float(np.mean(losses)), len(losses), model.config.context, masked=True)
+
+
+def framed(model, text):
+    """Token ids of a text, and those that its tokenizer puts before and after every text.
+
+    returns: before, ids, after: lists of int
+    raises : ValueError if the model has no tokenizer
+    """
+    model.encode("")  # says so
+    return model.tokenizer.framed(text)
+
+
+def window_width(model, around):
+    """Tokens of a text that fit the context beside those around every text."""
+    width = model.config.context - len(around)
+    if width < 1:
+        raise ValueError(
+            f"{model.name} has a context of {model.config.context}, and {len(around)} tokens stand "
+            "around every text: there is no place for the text."
+        )
+    return width
 
 
 def fill_mask(model, text, top=5):
@@ -167,96 +188,3 @@ def mask_id(model):
     if mask is None:
         raise ValueError(f"The vocabulary of {model.name} has no {MASK}; get its own tokenizer.")
     return mask
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Result of multiple choice.
-
-    accuracy            : share answered right by the largest log p(choice | context)
-    normalized_accuracy : the same after dividing by the choice's length in bytes
-    """
-
-    questions: int
-    accuracy: float
-    normalized_accuracy: float
-
-
-def multiple_choice(model, questions, progress=None):
-    """Answer each question by the choice that the model finds likeliest after the context.
-
-    log p(choice | context) = Σ log p(token | context and the tokens before it), the way zero-shot
-    tables are made; a choice is appended to its context as it stands, so it brings its own space.
-
-    questions : list of dicts: context (str), choices (list of str), answer (index of the right)
-    returns   : Choices
-    raises    : ValueError if a question does not fit the model's context
-    """
-    right = right_normalized = 0
-    for number, question in enumerate(questions, start=1):
-        scores = [choice_score(model, question["context"], c) for c in question["choices"]]
-        per_byte = [
-            score / max(1, len(choice.encode()))
-            for score, choice in zip(scores, question["choices"], strict=True)
-        ]
-        right += int(np.argmax(scores)) == question["answer"]
-        right_normalized += int(np.argmax(per_byte)) == question["answer"]
-        if progress:
-            progress(number, len(questions))
-    n = len(questions)
-    return Choices(n, right / n, right_normalized / n)
-
-
-def choice_score(model, context, choice):
-    """log p(choice | context) in nats.
-
-    Context and choice are encoded together, because a tokenizer may join them; the tokens that
-    differ from the context's own are the choice's.
-    """
-    alone, both = model.encode(context), model.encode(context + choice)
-    first = 0
-    while first < min(len(alone), len(both)) and alone[first] == both[first]:
-        first += 1
-    if first == len(both):
-        raise ValueError(f"The choice {choice!r} adds no token to its context.")
-    if len(both) == 1:
-        raise ValueError(
-            f"Nothing stands before the choice {choice!r}: its context is empty and the model has "
-            "no token that begins a text; give it a context."
-        )
-    if len(both) > model.config.context + 1:
-        raise ValueError(
-            f"A question of {len(both)} tokens does not fit the model's context of "
-            f"{model.config.context}; shorten it."
-        )
-    return float(np.sum(token_log_probabilities(model, both, max(1, first))))
-
-
-def read_questions(path):
-    """Questions from a JSON-lines file: one object a line with context, choices, answer.
-
-    raises: ValueError that names the first line that is not one
-    """
-    questions = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            question = json.loads(line)
-            fits = (
-                isinstance(question["context"], str)
-                and isinstance(question["choices"], list)
-                and all(isinstance(choice, str) for choice in question["choices"])
-                and question["answer"] in range(len(question["choices"]))
-            )
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{path}, line {number}: each line must be a JSON object with a context "
-                "(text), choices (texts) and answer (the index of the right one)."
-            )
-        questions.append(question)
-    if not questions:
-        raise ValueError(f"{path} holds no question.")
-    return questions

@@ -53,6 +53,18 @@ class Tokenizer:
         except TypeError:
             raise ValueError("The text is not in UTF-8; convert it and try again.") from None
 
+    def framed(self, text):
+        """Token ids of a text, apart from those that stand before and after every text.
+
+        returns: before, ids, after: lists of int. Of an empty text all that there is stands before
+        raises : as `encode`
+        """
+        ids = self.encode(text)
+        put = self.backend.encode(text).special_tokens_mask  # 1 for what the text does not spell
+        start = next((i for i, own in enumerate(put) if not own), len(ids))
+        end = next((i for i in range(len(ids), start, -1) if not put[i - 1]), len(ids))
+        return ids[:start], ids[start:end], ids[end:]
+
     def decode(self, ids):
         """The text of token ids, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return self.backend.decode([int(id) for id in ids], skip_special_tokens=True)

@@ -17,7 +17,8 @@ def arguments(verbs):
 
 def evaluate(options):
     """`tinyflash evaluate`"""
-    from tinyflash.evaluate import MASK, fill_mask, multiple_choice, perplexity, read_questions
+    from tinyflash.choices import multiple_choice, read_questions
+    from tinyflash.evaluate import MASK, fill_mask, perplexity
 
     if not options.text and not options.choices:
         raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
@@ -59,13 +60,31 @@ def evaluate(options):
             "questions": measured.questions,
             "accuracy": measured.accuracy,
             "normalized_accuracy": measured.normalized_accuracy,
+            "shortened": measured.shortened,
+            "not_judged": measured.not_judged,
         }
         rows += [
             ("questions", f"{measured.questions:,}"),
             ("accuracy (log-likelihood)", f"{100 * measured.accuracy:.2f} %"),
             ("accuracy (per byte)", f"{100 * measured.normalized_accuracy:.2f} %"),
         ]
+        say_exceptions(measured)
     if options.json:
         terminal.json_line(result)
     else:
         terminal.table(f"{options.model}", ("measure", "value"), rows)
+
+
+def say_exceptions(measured):
+    """Which questions were shortened or passed over, if any was."""
+    if measured.shortened:
+        terminal.note(
+            f"{measured.shortened:,} questions are longer than the model's context; their "
+            "beginnings were left out."
+        )
+    if measured.not_judged:
+        number, why = next(iter(measured.not_judged.items()))
+        terminal.note(
+            f"{len(measured.not_judged):,} of {measured.questions:,} questions could not be judged "
+            f"and do not count. Question {number}: {why}"
+        )
