@@ -21,7 +21,8 @@ FLOORS = (
     "transformer kv_cache sampling",
     "training costs",
     "flash speculative compress",
-    "generate chat generation_config evaluate choices model describe oracle bench plan terminal tinyflash",
+    "generate chat generation_config evaluate choices model describe "
+    "oracle bench plan terminal tinyflash",
     "cli commands course __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
