@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_faults import Failing
 from safetensors.numpy import save
 
 from tinyflash import files
@@ -76,27 +77,6 @@ def test_files_are_written_and_replaced(tmp_path):
     assert contents(tmp_path) == {"a": b"3", "b": b"2", "c": b"4"}
 
 
-CALLS = ("open", "fsync", "link", "replace", "rename", "lstat")
-
-
-class Failing:
-    """Call number `at` of all that `os` does to files fails."""
-
-    def __init__(self, patch, at, error):
-        self.at, self.error, self.calls = at, error, 0
-        for name in CALLS:
-            patch.setattr(os, name, self.failing(getattr(os, name)))
-
-    def failing(self, function):
-        def call(*arguments, **settings):
-            self.calls += 1
-            if self.calls == self.at:
-                raise self.error
-            return function(*arguments, **settings)
-
-        return call
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [{}, {"a": b"old a"}, {"a": b"old a", "b": b"old b"}])
 @pytest.mark.parametrize("new", [{"a": b"new a"}, {"a": b"new a", "b": b"new b", "c": b"new c"}])
@@ -127,7 +107,7 @@ def test_whichever_call_fails_nothing_is_half_written(tmp_path, monkeypatch, old
 
 def test_directories_made_for_a_file_go_with_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", Failing(patch, 1, OSError(errno.EIO, "I/O")).failing(os.fsync))
+        Failing(patch, 1, OSError(errno.EIO, "I/O error"), ["fsync"])
         with pytest.raises(OSError, match="a/b/c"):
             write_whole(tmp_path / "a" / "b" / "c", b"1", parents=True)
     assert contents(tmp_path) == {}

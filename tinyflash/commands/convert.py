@@ -3,8 +3,8 @@
 from tinyflash import terminal
 from tinyflash.commands.arguments import verb
 from tinyflash.flash.store.bundles import BUNDLINGS
-from tinyflash.flash.store.directory import check_store, open_store
-from tinyflash.flash.store.verified import note_verified
+from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.store.verified import check_anew
 
 
 def arguments(verbs):
@@ -26,8 +26,7 @@ def convert_model(options):
             raise ValueError("--check looks at one flash directory and writes none; leave OUT out.")
         store = open_store(options.model)
         with terminal.progress("Checking", "bytes") as report:
-            check_store(store, report)
-        note_verified(store)
+            check_anew(store, report)
         result = {"store": str(store.path), "whole": True}
         line = f"{store.path}: every digest is as it was written"
     else:

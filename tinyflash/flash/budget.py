@@ -12,6 +12,7 @@ in that proportion, and the window is as long as fits.
 import re
 from dataclasses import dataclass
 
+from tinyflash.checks import is_number
 from tinyflash.flash.activity import exact_note
 from tinyflash.flash.predictor import PARTS, predictor_shapes
 
@@ -105,14 +106,36 @@ def budget_for(store, memory, resident, mode, *, tokens=0, kv_number=HALF_BYTES,
             f"and embeddings), and the memory allowed is {memory:,}; allow more."
         )
     rows, k = [min(free // (sharing * row), F)] * L, None
+    windows = windows_of(store, predicted) if activity == "predicted" else []
     if mode == "predictor":  # one cache for all layers, as large as one token needs
-        most = max(layer["window"]["most"][0] for layer in predicted)
+        most = max(window["most"][0] for window in windows)
         rows, k = [min(rows[0], max(1, most))] * L, 0
     elif activity == "predicted":
-        rows, k = rows_by_layer(free // row, F, [layer["window"] for layer in predicted])
+        rows, k = rows_by_layer(free // row, F, windows)
     return Budget(
         memory, resident, telling, kv_cache, tokens, kv_inside, tuple(map(int, rows)), activity, k
     )
+
+
+def windows_of(store, predicted):
+    """What flash.json says of the layers' windows: list of {"mean": [...], "most": [...]}.
+
+    raises: ValueError if it is not one a layer, all of the same length and of numbers
+    """
+    windows = [layer.get("window") for layer in predicted]
+    lists = [
+        window.get(name) if isinstance(window, dict) else None
+        for window in windows
+        for name in ("mean", "most")
+    ]
+    length = len(lists[0]) if isinstance(lists[0], list) else 0
+    sane = all(isinstance(of, list) and len(of) == length > 0 for of in lists)
+    if not (sane and all(is_number(number) for of in lists for number in of)):
+        raise ValueError(
+            f"{store.path}/flash.json does not say what the windows of the predictors hold; train "
+            "the predictors again."
+        )
+    return windows
 
 
 def predictor_bytes(config, predicted):

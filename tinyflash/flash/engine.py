@@ -14,7 +14,7 @@ from tinyflash.flash.predictor import read_predictors
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import Store, resident_weights
-from tinyflash.flash.store.verified import verify_once
+from tinyflash.flash.store.verified import refuse_changed, verify_once
 from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.flash.windowed import Windowed
@@ -176,6 +176,7 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
     about = store, weights, mode, predictors, kv_dtype_of(dtype)
     budget = budget_of(*about, memory, min(tokens, store.config.context))
     reader = FlashReader(store.ffn_path, queue=open_queue())
+    refuse_changed(store)
     return FlashEngine(
         store, reader, budget, mode, k, dtype, weights, predictors, thresholds_of(store)
     )

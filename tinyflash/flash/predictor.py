@@ -16,17 +16,23 @@ was measured: for each layer its rank, threshold, shares of false negatives and 
 """
 
 import math
-import os
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
-from tinyflash.files import write_json
+from tinyflash.files import write_files
 from tinyflash.flash.store.bundles import SAFETENSORS_NAMES, layout
-from tinyflash.flash.store.directory import MANIFEST, check_digest, open_store
+from tinyflash.flash.store.directory import check_digest, open_store
+from tinyflash.flash.store.manifest import (
+    MANIFEST,
+    manifest_text,
+    refuse_changed_meanwhile,
+    without_predictors,
+    write_manifest,
+)
 from tinyflash.flash.store.verified import fingerprint, note_verified, noted
-from tinyflash.flash.store.writing import digested_file, flush
+from tinyflash.flash.store.writing import digested
 from tinyflash.matrices.half import HalfMatrix, refuse_infinite
 from tinyflash.ops import linear
 
@@ -165,8 +171,8 @@ def checked_layers(about, store):
 def write_predictors(store, predictors, report):
     """Put predictors, one a layer, into a flash directory; returns the Store opened again.
 
-    A kill leaves the directory as it was. Only while predictors replace others there is an instant
-    in which it would be left without any, and whole.
+    An error leaves the directory as it was, and so does a kill. Only while predictors replace
+    others, or before flash.json tells of new ones, a kill leaves it without any, and whole.
 
     predictors : Predictors;  factors are written as float16, biases as float32
     report     : dict for flash.json under "predictor"; "layers" has one dict a layer, to which
@@ -174,7 +180,7 @@ def write_predictors(store, predictors, report):
     raises     : ValueError if they do not fit the model, or hold numbers that float16 has not;
                  OSError if the disk is full
     """
-    config, path = store.config, store.path / FILE
+    config = store.config
     shapes, arrays = {}, {}
     if len(predictors) != config.layers or len(report["layers"]) != config.layers:
         raise ValueError(f"{store.path} takes one predictor for each of {config.layers} layers.")
@@ -194,40 +200,33 @@ def write_predictors(store, predictors, report):
     ]
     # Widest first, so that every tensor lies on a multiple of its own number's size.
     shapes = dict(sorted(shapes.items(), key=lambda item: item[1][0] != "F32"))
-    file = layout(shapes, alignment=8)
-    unfinished, files = path.with_name(f"{FILE}.part"), {}
-    try:
-        with digested_file(unfinished, file.nbytes, files) as write:
-            write(file.header)
-            for name in shapes:
-                write(arrays[name])
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    file, files = layout(shapes, alignment=8), {}
+    manifest = without_predictors(store.manifest, FILE)
+    about = {"predictor": {**report, "layers": layers}}
+
+    def write_factors(out):
+        files[FILE] = digested(out, (file.header, *(arrays[name] for name in shapes)))
+
+    def write_description(out):
+        described = manifest | about | {"files": manifest["files"] | files}
+        out.write(manifest_text(described).encode())
+
     was_verified = noted(store) == fingerprint(store)
-    manifest = without_predictors(store.manifest)
-    if FILE in store.manifest["files"]:
-        replace_manifest(store.path, manifest)
-    os.replace(unfinished, path)
-    flush(store.path)
-    manifest["files"][FILE] = files[unfinished.name]
-    replace_manifest(store.path, manifest | {"predictor": {**report, "layers": layers}})
+    refuse_changed_meanwhile(store)
+    replaces = FILE in store.manifest["files"]
+    try:
+        if replaces:
+            write_manifest(store.path, manifest)
+        write_files({store.path / FILE: write_factors, store.path / MANIFEST: write_description})
+    except BaseException:
+        if replaces:
+            with suppress(OSError):
+                write_manifest(store.path, store.manifest)
+        raise
     written = open_store(store.path)
     if was_verified:  # all but what we have just written; that was digested on its way
         note_verified(written)
     return written
-
-
-def without_predictors(manifest):
-    """A copy of a flash.json that tells of no predictors."""
-    manifest = {name: value for name, value in manifest.items() if name != "predictor"}
-    files = {name: about for name, about in manifest["files"].items() if name != FILE}
-    return manifest | {"files": files}
-
-
-def replace_manifest(directory, manifest):
-    """Write a flash directory's flash.json anew, whole or not at all."""
-    write_json(Path(directory) / MANIFEST, manifest, indent=1)
 
 
 def stored_array(factor, name, dtype):

@@ -1,9 +1,13 @@
 """The flash directory of a model that was not converted by hand: made once, in the user's cache."""
 
 import hashlib
+import os
 
+from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
+from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
-from tinyflash.checkpoint.sources import cache_directory
+from tinyflash.checkpoint.sources import SMALL_FILES
+from tinyflash.files import digest
 from tinyflash.flash.store.convert import convert, weight_files
 from tinyflash.flash.store.directory import is_store
 
@@ -11,8 +15,8 @@ from tinyflash.flash.store.directory import is_store
 def store_of(path, progress=None):
     """The model's flash directory: itself if it is one, else one in the cache, converted once.
 
-    It is found again by the path, sizes and times of the model's weight files, so that a model
-    that has changed is converted anew.
+    It is found again by all that its text depends on (see `identity_of`), so that a model that has
+    changed is converted anew. If another process is converting it, this one waits.
 
     path     : Path of a flash directory, a model directory or a GGUF file
     progress : function (bytes done, bytes in all), or None
@@ -22,12 +26,32 @@ def store_of(path, progress=None):
     if is_store(path):
         return path
     open_checkpoint(path)  # says in a sentence what a directory that is no model lacks
+    out = cache_directory() / "flash" / f"{path.stem}-{identity_of(path)[:12]}.flash"
+    if not is_store(out):
+        with one_at_a_time(out, f"converting {path.name} for flash"):
+            if not is_store(out):
+                convert(path, out, progress=progress)
+                keep_private(out)
+    return out
+
+
+def identity_of(path):
+    """A digest of a model's path, of the state of its weights, and of all its small files.
+
+    The small ones are those that a flash directory has copies of: config, tokenizer, chat template,
+    generation settings. One that is absent counts, too.
+    """
     identity = hashlib.sha256(str(path.resolve()).encode())
     for file in weight_files(path):
-        status = file.stat()
-        identity.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    out = cache_directory() / "flash" / f"{path.stem}-{identity.hexdigest()[:12]}.flash"
-    if not is_store(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        convert(path, out, progress=progress)
-    return out
+        identity.update(f"{file.name} {state_of(file)}".encode())
+    for name in SMALL_FILES if path.is_dir() else ():
+        there = (path / name).is_file()
+        identity.update(f"{name} {digest(path / name) if there else 'absent'}".encode())
+    return identity.hexdigest()
+
+
+def keep_private(out):
+    """Let nobody but the user read or write a flash directory of the cache."""
+    for file in out.iterdir():
+        os.chmod(file, 0o600)
+    os.chmod(out, 0o700)

@@ -26,13 +26,10 @@ from tinyflash.flash.store.bundles import (
     regions_of,
 )
 from tinyflash.flash.store.directory import (
-    FFN,
-    FORMAT_VERSION,
-    MANIFEST,
-    RESIDENT,
     flash_names,
     is_store,
 )
+from tinyflash.flash.store.manifest import FFN, FORMAT_VERSION, MANIFEST, RESIDENT, manifest_text
 from tinyflash.flash.store.rounding import as_dtype
 from tinyflash.flash.store.writing import digested_file, whole_or_nothing
 from tinyflash.weights import locate, refuse_left_over, take
@@ -108,7 +105,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
             "thresholds": None,
             "files": files,
         }
-        content = (json.dumps(manifest, indent=1) + "\n").encode()
+        content = manifest_text(manifest).encode()
         with digested_file(part / MANIFEST, len(content), {}) as write:
             write(content)
     return out

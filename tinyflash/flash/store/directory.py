@@ -5,8 +5,8 @@
                                       checkpoint's names: what stays in DRAM
     ffn.safetensors                   those matrices, neuron by neuron (bundles.py)
     flash.json                        the manifest, written last: format version, source digests,
-                                      dtype, bundling, block size, thresholds, and the size and
-                                      SHA-256 of every other file
+                                      dtype, bundling, block size, thresholds, the size and SHA-256
+                                      of every other file, and at its end its own (manifest.py)
 
 Both weight files are ordinary safetensors files.
 """
@@ -17,24 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.config import ModelConfig, weight_shapes
 from tinyflash.families import read_config
 from tinyflash.files import digest, read_json
 from tinyflash.flash.store.bundles import (
-    BLOCK,
-    BUNDLINGS,
     NUMPY_NAMES,
     ffn_layout,
     parts_of,
     regions_of,
     tensor_name,
 )
+from tinyflash.flash.store.manifest import AGAIN, FFN, MANIFEST, RESIDENT, SEAL, read_manifest
 from tinyflash.weights import bind_all, locate
-
-FORMAT_VERSION = 1
-MANIFEST, RESIDENT, FFN = "flash.json", "resident.safetensors", "ffn.safetensors"
-AGAIN = "convert the model again"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,9 @@ class Store:
     regions  : for each layer the byte in that file at which each region begins: "bundle" (F, parts
                · D), or one of (F, D) a part, the columns of down as rows. Layers that share
                weights begin at the same bytes
-    manifest : its flash.json
+    manifest : its flash.json, without the digest that it ends with
+    states   : of each file as it was found, see checkpoint/noted.py
+    sealed   : whether flash.json ended with a digest; an earlier tinyflash wrote none
     """
 
     path: Path
@@ -61,6 +59,8 @@ class Store:
     ffn_path: Path
     regions: list[dict[str, int]]
     manifest: dict
+    states: dict[str, list[int]]
+    sealed: bool = True
 
     @property
     def numpy_dtype(self):
@@ -91,11 +91,14 @@ def open_store(path):
             f"{path} is no flash directory (it has no {MANIFEST}); "
             f"tinyflash convert MODEL OUT writes one."
         )
+    states = {MANIFEST: state_of(path / MANIFEST)}
     manifest = read_manifest(path)
+    is_sealed = manifest.pop(SEAL, None) is not None
     for name, about in manifest["files"].items():
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path / name} is missing; {AGAIN}.")
-        nbytes = (path / name).stat().st_size
+        states[name] = state_of(path / name)
+        nbytes = states[name][1]
         if nbytes != about["bytes"]:
             raise ValueError(
                 f"{path / name} is truncated or damaged: it has {nbytes:,} bytes and was written "
@@ -121,37 +124,8 @@ def open_store(path):
         }
         for layer in range(config.layers)
     ]
-    return Store(path, config, hf_config, dtype, bundling, parts, path / FFN, regions, manifest)
-
-
-def read_manifest(path):
-    """The flash.json of a flash directory; ValueError if it is damaged or of another version."""
-    file = path / MANIFEST
-    manifest = read_json(file, unique_keys=True)
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} is of format version {version!r}, and this tinyflash reads {FORMAT_VERSION}; "
-            f"{AGAIN}."
-        )
-    files = manifest.get("files")
-    sane = (
-        manifest.get("dtype") in tuple(NUMPY_NAMES)
-        and manifest.get("bundling") in BUNDLINGS
-        and manifest.get("block_size") == BLOCK
-        and isinstance(files, dict)
-        and {"config.json", RESIDENT, FFN} <= files.keys()
-        and all(Path(name).name == name and name.isprintable() for name in files)
-        and all(
-            isinstance(about, dict)
-            and type(about.get("bytes")) is int
-            and isinstance(about.get("sha256"), str)
-            for about in files.values()
-        )
-    )
-    if not sane:
-        raise ValueError(f"{file} is damaged: it does not describe a flash directory; {AGAIN}.")
-    return manifest
+    fixed = path, config, hf_config, dtype, bundling, parts, path / FFN, regions, manifest
+    return Store(*fixed, states, is_sealed)
 
 
 def check_store(store, progress=None):

@@ -1,55 +1,78 @@
-"""Verifying a flash directory once: its digests when it is first used, and when a file changed.
+"""Verifying a flash directory once: its digests when it is first used, and when a file changed."""
 
-A flipped bit in the weights makes no error by itself, only other text. Hashing 13 GB takes long,
-so what was verified is noted in the user's cache by the size and the times of each file.
-"""
-
-import hashlib
-
-from tinyflash.checkpoint.sources import cache_directory
-from tinyflash.files import read_json, write_json
+from tinyflash.checkpoint import noted as notes
+from tinyflash.checkpoint.noted import settled, state_of
 from tinyflash.flash.store.directory import check_store
+from tinyflash.flash.store.manifest import AGAIN, MANIFEST, seal_of
 
 
 def verify_once(store, progress=None):
     """Check the digests of a store unless it is as it was when they were last checked.
 
+    What changes meanwhile is not noted as right, so that the next one looks again.
+
     progress : function (bytes done, bytes in all), or None
     raises   : ValueError that names the file if it is not what was written
     """
-    if noted(store) != fingerprint(store):
-        check_store(store, progress)
-        note_verified(store)
+    before = fingerprint(store)
+    if noted(store) != before:
+        check_anew(store, progress)
 
 
-def note_verified(store):
-    """Note that a store's digests are right as it stands now; without a cache, nothing is noted."""
-    note = note_of(store)
-    try:
-        write_json(note, fingerprint(store), parents=True)
-    except OSError:  # a cache that cannot be written costs time, not correctness
-        return
+def check_anew(store, progress=None):
+    """Check the digests of a store and note that they are right; arguments as `verify_once`."""
+    refuse_changed_manifest(store)
+    before = fingerprint(store)
+    lasting = settled([state for state in before.values() if isinstance(state, list)])
+    check_store(store, progress)
+    if lasting:
+        note_verified(store, before)
+
+
+def note_verified(store, found=None):
+    """Note that a store's digests are right in the state that was found: see `fingerprint`.
+
+    Nothing is noted if that is not the present state, nor without a cache.
+    """
+    now = fingerprint(store)
+    if found is None or found == now:
+        notes.note(store.path, now)
 
 
 def noted(store):
     """The fingerprint at the last verification, or None."""
-    try:
-        return read_json(note_of(store))
-    except (OSError, ValueError):
-        return None
-
-
-def note_of(store):
-    """Where the note of a store lies, by the path of the store."""
-    name = hashlib.sha256(str(store.path.resolve()).encode()).hexdigest()[:24]
-    return cache_directory() / "verified" / f"{name}.json"
+    return notes.noted(store.path)
 
 
 def fingerprint(store):
-    """What changes when a file does: its number, size, and times of change, as JSON has it."""
-    fingerprint = {}
-    for name in sorted(store.manifest["files"]):
-        status = (store.path / name).stat()
-        times = [status.st_mtime_ns, status.st_ctime_ns]
-        fingerprint[name] = [status.st_ino, status.st_size, *times]
-    return fingerprint
+    """The state of each file that flash.json has a digest of: dict name -> `state_of`.
+
+    A flash.json without a digest of its own stands there with what it says, as digest.
+    """
+    states = {name: state_of(store.path / name) for name in sorted(store.manifest["files"])}
+    if not store.sealed:
+        states[MANIFEST] = seal_of(store.manifest)
+    return states
+
+
+def refuse_changed_manifest(store):
+    """Raise a ValueError if a flash.json that has no digest of its own was edited.
+
+    Directories of an earlier tinyflash have such ones; what they said is noted when they are first
+    verified. With other weights it is another directory.
+    """
+    if store.sealed:
+        return
+    before, now = noted(store) or {}, fingerprint(store)
+    same = [name for name in now if before.get(name) == now[name]]
+    if MANIFEST in before and MANIFEST not in same and same:
+        raise ValueError(
+            f"{store.path / MANIFEST} was changed after the directory was verified; {AGAIN}."
+        )
+
+
+def refuse_changed(store):
+    """Raise an OSError if a file of a store is not in the state in which `open_store` found it."""
+    for name, state in store.states.items():
+        if state_of(store.path / name) != state:
+            raise OSError(f"{store.path / name} was changed while it was opened; try again.")

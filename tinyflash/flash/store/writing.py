@@ -116,6 +116,17 @@ def flush(directory):
         os.close(handle)
 
 
+def digested(file, pieces):
+    """Write bytes and arrays to an open file; returns its entry for flash.json."""
+    sha256, nbytes = hashlib.sha256(), 0
+    for piece in pieces:
+        piece = memoryview(piece).cast("B")
+        file.write(piece)
+        sha256.update(piece)
+        nbytes += len(piece)
+    return {"bytes": nbytes, "sha256": sha256.hexdigest()}
+
+
 @contextmanager
 def digested_file(path, nbytes, files, report=lambda nbytes: None):
     """Give a function that writes bytes or arrays to a new file, which ends up on the disk.

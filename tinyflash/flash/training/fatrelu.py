@@ -16,13 +16,14 @@ that the model fits DRAM however large it is and the sparsity is the one that wi
 """
 
 import math
+from contextlib import suppress
 
 import numpy as np
 
 from tinyflash.flash.predictor import FILE as PREDICTOR
-from tinyflash.flash.predictor import replace_manifest, without_predictors
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.manifest import MANIFEST, without_predictors, write_manifest
 from tinyflash.flash.store.verified import fingerprint, note_verified, noted
 from tinyflash.flash.training.layer_by_layer import (
     embedded_sequences,
@@ -139,7 +140,10 @@ def thresholds_of(store):
     raises: ValueError if its flash.json holds something else
     """
     thresholds = store.manifest.get("thresholds")
-    return None if thresholds is None else checked(thresholds, store.config.layers)
+    try:
+        return None if thresholds is None else checked(thresholds, store.config.layers)
+    except ValueError as error:
+        raise ValueError(f"{store.path / MANIFEST}: {error}") from None
 
 
 def write_thresholds(store, thresholds):
@@ -156,10 +160,11 @@ def write_thresholds(store, thresholds):
     store = open_store(store.path)  # as it is now
     manifest, was_verified = store.manifest, noted(store) == fingerprint(store)
     if manifest.get("thresholds") != thresholds:
-        manifest = without_predictors(manifest)
-    replace_manifest(store.path, manifest | {"thresholds": thresholds})
+        manifest = without_predictors(manifest, PREDICTOR)
+    write_manifest(store.path, manifest | {"thresholds": thresholds})
     if PREDICTOR not in manifest["files"]:
-        (store.path / PREDICTOR).unlink(missing_ok=True)
+        with suppress(OSError):  # flash.json tells of none any more
+            (store.path / PREDICTOR).unlink(missing_ok=True)
     written = open_store(store.path)
     if was_verified:  # the weights have not changed since
         note_verified(written)
