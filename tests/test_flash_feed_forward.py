@@ -1,5 +1,6 @@
 """Flash computes what the dense layer computes, reads what it must, and holds what it may."""
 
+import itertools
 from collections import Counter
 from functools import cache
 
@@ -14,21 +15,24 @@ from helpers_flash import (
     on_flash,
     random_layer,
     random_trace,
+    stored,
     union,
 )
 from helpers_goldens import largest_relative
 from helpers_models import CONFIGS, write_model
 
 import tinyflash
-from tinyflash.flash import feed_forward, neuron_sum, windowed
+from tinyflash.flash import feed_forward, windowed
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.neuron_cache import NeuronCache
+from tinyflash.flash.neuron_sum import Rows, sum_of_neurons, sum_plainly
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store, resident_weights
 from tinyflash.flash.window import Window
 from tinyflash.kv_cache import KVCache
+from tinyflash.ops import relu
 from tinyflash.transformer import forward
 
 # OpenBLAS computes with the garbage beside odd-sized rows too, and its flag makes NumPy warn now
@@ -391,14 +395,14 @@ def test_hybrid_reads_what_is_not_resident():
 
 def test_only_active_rows_are_decoded_and_the_second_part_only_of_those_that_fire(monkeypatch):
     decoded = Counter()
-    original = neuron_sum.decoded_part
+    original = Rows.part
 
-    def spy(matrix, chosen, place, *layout):
-        rows = original(matrix, chosen, place, *layout)
-        decoded[place] += len(rows)
-        return rows
+    def spy(rows, name, *some):
+        part = original(rows, name, *some)
+        decoded[name] += len(part)
+        return part
 
-    monkeypatch.setattr(neuron_sum, "decoded_part", spy)
+    monkeypatch.setattr(Rows, "part", spy)
     rng = np.random.default_rng(7)
     weights = random_layer(rng, 40, 6, shift=-1.0)
     calls = [rng.random((T, 40)) < 0.4 for T in (1, 1, 1, 3, 1)]
@@ -412,7 +416,7 @@ def test_only_active_rows_are_decoded_and_the_second_part_only_of_those_that_fir
         _, flash = both(
             weights, x, dtype="float16", mode="window", rows=rows, k=4, activity=Given(calls)
         )
-        assert decoded == {0: active, 1: fired}
+        assert decoded == {"up": active, "down": fired}
         assert flash.take_counters().wanted == active
 
 
@@ -424,6 +428,44 @@ def test_large_activations_do_not_overflow_on_the_way():
         pairs, _ = both(weights, x, dtype="float16", mode="all", rows=30)
         for expected, computed in pairs:
             np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=size * 1e-5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("tile_bytes", [4 * 6 * 7, 1 << 20])
+def test_the_tiled_sum_is_the_plain_one(gated, dtype, tile_bytes, monkeypatch):
+    """Whole numbers, so bit for bit: rows in any order or as they lie, known parts, used or not."""
+    monkeypatch.setattr("tinyflash.matrices.half.TILE_BYTES", tile_bytes)
+    rng = np.random.default_rng(17)
+    weights = random_layer(rng, 150, 6, gated, whole=True)
+    tells = "gate" if gated else "up"
+    for n, whole, known, one_by_one in itertools.product((0, 1, 40, 100), *[(False, True)] * 3):
+        parts = [part for part in ("up", "gate", "down") if f"ffn.{part}.weight" in weights]
+        parts = tuple(part for part in parts if not (known and part == tells))
+        columns = [weights[f"ffn.{part}.weight"] for part in parts[:-1]]
+        matrix = np.concatenate([*columns, weights["ffn.down.weight"].T], axis=1)
+        matrix = stored(matrix, dtype)
+        neurons = rng.permutation(150)[:n]
+        x = rng.integers(-3, 4, (3, 6)).astype(np.float32)
+        used = rng.random((3, n)) < 0.7 if one_by_one else None
+        biases = {p: weights[f"ffn.{p}.bias"][neurons] for p in parts if p != "down"}
+        pre = {tells: rng.integers(-9, 9, (3, n)).astype(np.float32)} if known else {}
+        where = (matrix[neurons], None) if whole else (matrix, neurons)
+        rows = Rows(*where, parts, dtype, biases, pre, used)
+        expected = sum_plainly(x, rows, relu, gated)
+        computed, fired = sum_of_neurons(x, rows, relu, gated)
+        np.testing.assert_array_equal(computed, expected)
+        assert computed.dtype == np.float32 and computed.shape == (3, 6)
+        assert bool(fired) >= expected.any() and fired <= 3 * n
+
+
+def test_rows_that_follow_one_another_are_not_gathered():
+    matrix = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for chosen, gathers in (([2, 3, 4], False), ([2, 4, 3], True), ([], True), ([5], False)):
+        rows = Rows(matrix, np.array(chosen, dtype=np.int64), ("up", "down"), "float32", {}, {})
+        assert (rows.together().chosen is not None) == gathers and len(rows) == len(chosen)
+        for part, array in rows.together().decoded(np.float32).items():
+            np.testing.assert_array_equal(array, rows.decoded(np.float32)[part])
 
 
 def test_many_tiles_give_the_same_as_one(monkeypatch):
@@ -443,11 +485,10 @@ def test_float32_stays_float32(mode, activity, monkeypatch):
     seen = set()
     original = feed_forward.sum_of_neurons
 
-    def watched(x, *arguments):
-        y = original(x, *arguments)
-        biases, known = arguments[5:7]
-        seen.update(a.dtype for a in (x, y, *biases.values(), *known.values()))
-        return y
+    def watched(x, rows, *rest):
+        y, fired = original(x, rows, *rest)
+        seen.update(a.dtype for a in (x, y, *rows.biases.values(), *rows.known.values()))
+        return y, fired
 
     monkeypatch.setattr(feed_forward, "sum_of_neurons", watched)
     rng = np.random.default_rng(9)

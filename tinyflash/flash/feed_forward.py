@@ -22,7 +22,8 @@ from tinyflash.flash.activity import exact_note
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.layer import Layer
 from tinyflash.flash.neuron_rows import NeuronRows
-from tinyflash.flash.neuron_sum import sum_of_neurons
+from tinyflash.flash.neuron_sum import Rows, sum_of_neurons
+from tinyflash.ops import activation
 
 STREAMED_MODES = ("naive", "hybrid")
 SPARSE_MODES = ("predictor", "window", "all")
@@ -63,7 +64,7 @@ class FlashFeedForward:
         self.mode = mode
         self.biases = {part: bias for part, bias in layer.biases.items() if part != "down"}
         self.down_bias = layer.biases.get("down")
-        self.threshold = layer.threshold
+        self.activate = activation(self.config.activation, layer.threshold)
         self.exact_note = exact_note(self.config, layer.threshold)
         self.activity = activity
         self.fetched = fetched
@@ -110,19 +111,21 @@ class FlashFeedForward:
         """
         raise NotImplementedError
 
-    def _sum(self, x, matrix, rows, neurons, known, spent, up_bias=None, used=None):
-        """What `neurons` add: they are all rows of a matrix, or some of them."""
-        if len(matrix if rows is None else rows) == 0:
-            return np.zeros_like(x)
-        with spent.timing("compute_ms"):
-            biases = {part: bias[neurons] for part, bias in self.biases.items()}
-            if up_bias is not None and "up" in biases:
-                biases["up"] = up_bias
-            known = {part: pre[:, neurons] for part, pre in known.items()}
-            layout = self.fetched.parts, self.fetched.format
-            return sum_of_neurons(
-                x, matrix, rows, *layout, self.config, biases, known, self.threshold, used, spent
-            )
+    def _rows(self, matrix, neurons, known, chosen=None, used=None) -> Rows:
+        """Rows of a matrix that hold `neurons` (a slice, or int (n,)), and what belongs to these.
+
+        known, used : of all F neurons;  chosen : which rows, or None for all, see Rows
+        """
+        biases = {part: bias[neurons] for part, bias in self.biases.items()}
+        known = {part: pre[:, neurons] for part, pre in known.items()}
+        used = None if used is None else used[:, neurons]
+        return Rows(matrix, chosen, self.fetched.parts, self.fetched.format, biases, known, used)
+
+    def _sum(self, x, rows, spent):
+        """What the neurons of some Rows add: (T, D)."""
+        y, fired = sum_of_neurons(x, rows, self.activate, self.config.gated)
+        spent.fired += fired
+        return y
 
     def _account(self, spent, active, moves, out):
         """Close the counters of one call, and show the taps what it did."""

@@ -1,109 +1,155 @@
 """What some neurons of a feed-forward add to its output, from rows that stay undecoded in DRAM.
 
-First comes the part that tells who fires, then, of those neurons alone, the rest: of the neurons
-that are predicted, often less than half fire.
+    y = Σ_j act(x · up_j + b_j) down_j
+    gated:  Σ_j act(x · gate_j + c_j) (x · up_j + b_j) down_j
+
+A sum does not mind the order of its terms, so the rows may lie in any order, and the neurons may
+be taken in several portions.    (LLM in a flash, §3.3)
+
+`sum_plainly` says it in six lines. `sum_of_neurons` decodes tile by tile: first the part that
+tells who fires, then, of those neurons alone, the rest. Of the neurons that are predicted, often
+less than half fire.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinyflash.matrices import half as matrices
-from tinyflash.matrices.half import FLOAT16_SCALE, decoder_for, widen
-from tinyflash.ops import activation
+from tinyflash import workers
+from tinyflash.matrices import half
+from tinyflash.matrices.half import FLOAT16_SCALE, decode_plainly, decoder_for, widen
+from tinyflash.workers import OneBlasThread, pool, scratch
 
 SHARED_ROWS = 64  # fewer are not worth a second worker
 
 
-def sum_of_neurons(
-    x, matrix, rows, parts, format, config, biases, known, threshold=None, used=None, spent=None
-):
+@dataclass(frozen=True)
+class Rows:
+    """Rows of n neurons in a matrix, undecoded, and what else their sum needs.
+
+    matrix : (m, len(parts)·D)
+    chosen : int (n,), which rows of it; or None for all of them as they lie, and n = m
+    parts  : what a row holds, in order: of "up", "gate", "down"
+    format : "float16", "bfloat16" or "float32"
+    biases : dict part -> (n,), without the parts that have none
+    known  : dict part -> (T, n), pre-activations (bias included) that need no row
+    used   : bool (T, n), the neurons that each token uses, or None where a neuron that a token
+             does not use gives it zero anyway
+    """
+
+    matrix: np.ndarray
+    chosen: np.ndarray | None
+    parts: tuple[str, ...]
+    format: str
+    biases: dict[str, np.ndarray]
+    known: dict[str, np.ndarray]
+    used: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.matrix if self.chosen is None else self.chosen)
+
+    def together(self) -> Rows:
+        """The same; where they follow one another in the matrix, nothing needs to be gathered."""
+        if self.chosen is None or len(self.chosen) == 0:
+            return self
+        first, last = self.chosen[0], self.chosen[0] + len(self.chosen)
+        if not np.array_equal(self.chosen, np.arange(first, last, dtype=np.int64)):
+            return self
+        return replace(self, matrix=self.matrix[first:last], chosen=None)
+
+    def decoded(self, dtype) -> dict:
+        """All parts of all rows: dict part -> (n, D)."""
+        rows = self.matrix if self.chosen is None else self.matrix[self.chosen]
+        if self.format != "float32":
+            rows = decode_plainly(rows.view(np.uint16), self.format)
+        parts = np.split(rows.astype(dtype), len(self.parts), axis=1)
+        return dict(zip(self.parts, parts, strict=True))
+
+    def part(self, name, some, decode, dtype):
+        """One part of some rows, as numbers to multiply by; valid until this thread asks again.
+
+        some   : which of the n: a slice, or int (h,)
+        decode : `half.decode` or `half.widen`
+        returns: (h, D) of dtype
+        """
+        place, parts = self.parts.index(name), len(self.parts)
+        some = some if self.chosen is None else self.chosen[some]
+        if isinstance(some, slice):
+            taken = self.matrix[some].reshape(some.stop - some.start, parts, -1)[:, place]
+        else:
+            single = self.matrix.reshape(parts * len(self.matrix), -1)  # a part a row
+            taken = scratch("rows", (len(some), single.shape[1]), self.matrix.dtype)
+            np.take(single, parts * some + place, axis=0, out=taken, mode="clip")
+        if self.format != "float32":
+            tile = scratch("tile", taken.shape, np.float32)
+            taken = decode(taken.view(np.uint16), self.format, out=tile)
+        return taken.astype(dtype, copy=False)
+
+    def pre(self, name, some, x, decode):
+        """Pre-activations of some neurons: (T, h). x: (T, D), as `decoder_for` gave it."""
+        if name in self.known:
+            return self.known[name][:, some]
+        part = self.part(name, some, decode, x.dtype)
+        y = (part @ x.T).T  # for 2 to 16 rows twice as fast as x @ part.T
+        return y + self.biases[name][some] if name in self.biases else y
+
+
+def sum_plainly(x, rows: Rows, activate, gated: bool):
+    """What `sum_of_neurons` computes: its specification. The same arguments; only y: (T, D)."""
+    part = rows.decoded(x.dtype)
+    pre = {p: x @ part[p].T + rows.biases.get(p, 0) for p in part if p != "down"} | rows.known
+    act = activate(pre["gate"] if gated else pre["up"])
+    act = act if rows.used is None else np.where(rows.used, act, 0)
+    act = act * pre["up"] if gated else act
+    return act @ part["down"]
+
+
+def sum_of_neurons(x, rows: Rows, activate, gated: bool):
     """The feed-forward of some neurons only, each part decoded once, and only if it matters.
 
-    y = Σ_j act(x · up_j + b_j) down_j
-    gated:  Σ_j act(x · gate_j + c_j) (x · up_j + b_j) down_j
-
-    A sum does not mind the order of its terms, so the rows may lie in any order, and the neurons
-    may be taken in several portions.    (LLM in a flash, §3.3)
-
-    x         : (T, D)
-    matrix    : (·, len(parts)·D) undecoded
-    rows      : int (n,), which rows of it to take; or None for all, n of them, as they lie
-    parts     : what a row holds, in order: of "up", "gate", "down"
-    format    : "float16", "bfloat16" or "float32"
-    config    : ModelConfig, for `activation` and `gated`
-    biases    : dict part -> (n,), for the rows; without the parts that have none
-    known     : dict part -> (T, n), pre-activations (bias included) that need no row
-    threshold : below which activations are cut off (`ops.fatrelu`), or None for nowhere
-    used      : bool (T, n), the neurons that each token uses, or None where a neuron that a token
-                does not use gives it zero anyway
-    spent     : TokenCounters or None; its `fired` grows by the (token, neuron) pairs whose
-                activation (gated: of the gate) is not zero
-    returns   : (T, D), of x's dtype
+    x        : (T, D)
+    activate : the activation, see `ops.activation`
+    gated    : whether "gate" goes through it and multiplies "up"
+    returns  : (T, D), of x's dtype; and how many (token, neuron) pairs fired: their activation
+               (gated: of the gate) is not zero
     """
-    T, D = x.shape
-    n = len(matrix if rows is None else rows)
-    activate = activation(config.activation, threshold)
-    height = max(1, matrices.TILE_BYTES // (4 * D))
+    n, D = len(rows), x.shape[1]
+    height = max(1, half.TILE_BYTES // (4 * D))
     if n >= SHARED_ROWS:  # something to do for every worker
-        height = min(height, -(-n // matrices.WORKERS))
-    starts = range(0, n, height)
-    x, decode = decoder_for(x, format)
+        height = min(height, -(-n // workers.WORKERS))
+    tiles = [slice(start, min(n, start + height)) for start in range(0, n, height)]
+    x, decode = decoder_for(x, rows.format)
 
-    def work(starts):
-        y, fired = np.zeros((T, D), dtype=x.dtype), 0
-        for start in starts:
-            some = slice(start, min(n, start + height))
-            chosen = some if rows is None else rows[some]
+    def work(tiles):
+        return sum_of_tiles(x, decode, rows, tiles, activate, gated)
 
-            def part(name, chosen):  # (h, D)
-                place = parts.index(name)
-                return decoded_part(matrix, chosen, place, len(parts), format, decode, x.dtype)
-
-            def pre(name, chosen, some):  # (T, h)
-                if name in known:
-                    return known[name][:, some]
-                y = (part(name, chosen) @ x.T).T  # for 2 to 16 rows twice as fast as x @ part.T
-                return y + biases[name][some] if name in biases else y
-
-            act = activate(pre("gate" if config.gated else "up", chosen, some))
-            act = act if used is None else np.where(used[:, some], act, 0)
-            fired += np.count_nonzero(act)
-            awake = np.flatnonzero(act.any(axis=0))
-            if len(awake) < act.shape[1]:  # the other parts of a neuron at rest add nothing
-                act, some = act[:, awake], start + awake
-                chosen = some if rows is None else rows[some]
-            act = act * pre("up", chosen, some) if config.gated else act
-            down = part("down", chosen)
-            if decode is widen:  # what the tile lacks, act gets
-                act, again = decoder_for(act, format)
-                down = down if again is widen else down * FLOAT16_SCALE
-            y += act @ down
-        return y, fired
-
-    if len(starts) <= 1:
-        sums = [work(starts)]
-    else:
-        workers = matrices.WORKERS
-        with matrices.OneBlasThread():
-            shares = [starts[w::workers] for w in range(workers)]
-            sums = list(matrices.pool().map(work, shares))
-    if spent is not None:
-        spent.fired += int(sum(fired for _, fired in sums))
-    return sum(y for y, _ in sums)
+    if len(tiles) <= 1:
+        return work(tiles)
+    with OneBlasThread():
+        shares = [tiles[w :: workers.WORKERS] for w in range(workers.WORKERS)]
+        sums, fired = zip(*pool().map(work, shares), strict=True)
+    return sum(sums), sum(fired)
 
 
-def decoded_part(matrix, chosen, place, parts, format, decode, dtype):
-    """One part of some rows, as numbers to multiply by; valid until this thread asks again.
+def sum_of_tiles(x, decode, rows, tiles, activate, gated):
+    """What one worker adds up. tiles: slices of the n rows; x, decode: as `decoder_for` gave them.
 
-    matrix : (·, parts·D) undecoded;  chosen : a slice, or int (h,);  place : 0 … parts - 1
-    returns: (h, D) of dtype
+    returns: as sum_of_neurons
     """
-    if isinstance(chosen, slice):
-        taken = matrix[chosen].reshape(chosen.stop - chosen.start, parts, -1)[:, place]
-    else:
-        single = matrix.reshape(parts * len(matrix), -1)  # a part a row
-        taken = matrices.scratch("rows", (len(chosen), single.shape[1]), matrix.dtype)
-        np.take(single, parts * chosen + place, axis=0, out=taken, mode="clip")
-    if format != "float32":
-        tile = matrices.scratch("tile", taken.shape, np.float32)
-        taken = decode(taken.view(np.uint16), format, out=tile)
-    return taken.astype(dtype, copy=False)
+    y, fired = np.zeros(x.shape, dtype=x.dtype), 0
+    for some in tiles:
+        act = activate(rows.pre("gate" if gated else "up", some, x, decode))  # (T, h)
+        act = act if rows.used is None else np.where(rows.used[:, some], act, 0)
+        fired += int(np.count_nonzero(act))
+        awake = np.flatnonzero(act.any(axis=0))
+        if len(awake) < act.shape[1]:  # the other parts of a neuron at rest add nothing
+            act, some = act[:, awake], some.start + awake
+        act = act * rows.pre("up", some, x, decode) if gated else act
+        down = rows.part("down", some, decode, x.dtype)  # (h, D)
+        if decode is widen:  # what the tile lacks, act gets
+            act, again = decoder_for(act, rows.format)
+            down = down if again is widen else down * FLOAT16_SCALE
+        y += act @ down
+    return y, fired

@@ -53,12 +53,16 @@ class Streamed(FlashFeedForward):
         """The resident neurons, then all others, slice by slice."""
         F, resident = self.config.ffn_width, len(self.resident)
         active, known = self.activity.find(x, spent)
-        y = self._sum(x, self.resident, None, slice(0, resident), known, spent)
+        with spent.timing("compute_ms"):
+            rows = self._rows(self.resident, slice(0, resident), known)
+            y = self._sum(x, rows, spent)
         for first, last in ranges(resident, F, len(self.slice)):
-            rows = self.slice[: last - first]
+            passing = self.slice[: last - first]
             with spent.timing("io_ms"):
-                spent.count(self.fetched.read_range(first, last, rows))
-            y = y + self._sum(x, rows, None, slice(first, last), known, spent)
+                spent.count(self.fetched.read_range(first, last, passing))
+            with spent.timing("compute_ms"):
+                rows = self._rows(passing, slice(first, last), known)
+                y = y + self._sum(x, rows, spent)
             moves.loaded.append(np.arange(first, last, dtype=np.int64))
         moves.evicted += moves.loaded
         spent.slices = len(moves.loaded) + (resident > 0)

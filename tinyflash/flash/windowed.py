@@ -110,14 +110,16 @@ class Windowed(FlashFeedForward):
             if self.next is not None and fitting >= T:
                 self.next.look_ahead(x)
             try:
-                y = y + self._sum_held(x, held[held >= 0], here, known, used, spent)
+                with spent.timing("compute_ms"):
+                    y = y + self._sum(x, self._rows_held(here, known, used), spent)
             finally:  # nobody writes into the rows once we are gone
                 with spent.timing("io_ms"):
                     spent.count(arrived())
             with spent.timing("memory_ms"):
                 self.cache.append(missing, room, self.up_bias[missing])
                 moves.loaded.append(missing)
-            y = y + self._sum_held(x, self.cache.find(missing), missing, known, used, spent)
+            with spent.timing("compute_ms"):
+                y = y + self._sum(x, self._rows_held(missing, known, used), spent)
             spent.slices += len(neurons) > 0
         keeps = 0 if self.mode == "predictor" else max(1, min(fitting, k))  # tokens
         with spent.timing("memory_ms"):
@@ -152,16 +154,10 @@ class Windowed(FlashFeedForward):
         self.cache.drop(stale)
         moves.evicted.append(stale)
 
-    def _sum_held(self, x, rows, neurons, known, used, spent):
-        """What `neurons` add, which are in some rows of the cache, with the bias that lies there.
-
-        used: bool (T, F), or None where neurons that a token does not use add nothing anyway
-        """
-        matrix, bias = self.cache.matrix, self.cache.bias[rows]
-        # Rows that follow one another, as where they were just read, need not be gathered.
-        if len(rows) and np.array_equal(
-            rows, np.arange(rows[0], rows[0] + len(rows), dtype=np.int64)
-        ):
-            matrix, rows = matrix[rows[0] : rows[-1] + 1], None
-        used = None if used is None else used[:, neurons]
-        return self._sum(x, matrix, rows, neurons, known, spent, bias, used)
+    def _rows_held(self, neurons, known, used):
+        """Rows of neurons that the cache holds, with the bias that lies there."""
+        places = self.cache.find(neurons)
+        rows = self._rows(self.cache.matrix, neurons, known, places, used)
+        if "up" in rows.biases:
+            rows.biases["up"] = self.cache.bias[places]
+        return rows.together()  # as where they were just read
