@@ -381,7 +381,7 @@ def test_infinite_scales_are_an_error_that_names_the_tensor(tmp_path, kind, plac
 def test_without_the_gguf_package_the_extra_is_named(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "model.gguf", stored_tensors(Type.F32))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r'pip install "tinyflash\[gguf\]"'):
+    with pytest.raises(ValueError, match=r'pip install "gguf>=.*pip install -e "\.\[gguf\]"'):
         open_gguf(path)
 
 

@@ -5,15 +5,15 @@ on standard error), 70 a fault of tinyflash (one sentence, and a traceback with 
 go to standard output, everything else to standard error.
 """
 
-import argparse
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import tinyflash
-from tinyflash.commands import bench, convert, evaluate, generate, oracle, train
-from tinyflash.commands.arguments import DEBUG
+from tinyflash.commands import bench, completion, convert, evaluate, generate, oracle, train
+from tinyflash.commands.arguments import DEBUG, Parser, with_defaults
+from tinyflash.commands.effects import refuse_idle
 from tinyflash.streams import abandon, note, occupy_closed_streams, say
 
 PACKAGE = Path(tinyflash.__file__).parent
@@ -25,7 +25,8 @@ def main(arguments=None):
     occupy_closed_streams()
     try:
         try:
-            options = parser().parse_args(arguments)
+            options = with_defaults(parser().parse_args(arguments))
+            refuse_idle(options)
             code = options.verb(options) or 0
         finally:
             say("", end="")  # what is still held back; of argparse, too, which then exits
@@ -91,7 +92,7 @@ def where_to_report():
 
 def parser():
     """The command with every verb, in the order of its help."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tinyflash",
         description="Run, measure and take apart language models, larger than memory or not.",
         epilog="MODEL: a directory, a flash directory, a GGUF file, a hub id, default or smollm2.",
@@ -99,6 +100,6 @@ def parser():
     top.add_argument("--version", action="version", version=f"tinyflash {tinyflash.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
-    for module in (generate, evaluate, convert, train, bench, oracle):
+    for module in (generate, evaluate, convert, train, bench, oracle, completion):
         module.arguments(verbs)
     return top

@@ -267,3 +267,12 @@ def flush(directory: str | Path) -> None:
                 raise
         finally:
             os.close(handle)
+
+
+def to_install(requirement: str, extra: str) -> str:
+    """How to get a package that an extra of tinyflash names, for a message.
+
+    >>> to_install("shtab", "completion")
+    'pip install "shtab" (or, in a clone of tinyflash, pip install -e ".[completion]")'
+    """
+    return f'pip install "{requirement}" (or, in a clone of tinyflash, pip install -e ".[{extra}]")'

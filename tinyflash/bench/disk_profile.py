@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tinyflash import terminal
 from tinyflash.costs.device_profile import PHASES, speeds_of
-from tinyflash.files import write_json
+from tinyflash.files import to_install, write_json
 
 KIB = 1024
 
@@ -70,7 +70,8 @@ def figure_class():
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(
-            "Drawing needs matplotlib; install it with: pip install 'tinyflash[notebooks]'"
+            "Drawing needs matplotlib; install it with: "
+            + to_install("matplotlib>=3.9", "notebooks")
         ) from error
     return Figure
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint, Entry
 from tinyflash.checkpoint.gguf_config import ROPE_FREQS, hugging_face_config
-from tinyflash.files import naming
+from tinyflash.files import naming, to_install
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # mapped as they are
 QUANTIZED = {"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}  # how many float16 numbers begin a block of 32
@@ -92,7 +92,7 @@ def read(path):
         import gguf
     except ImportError:
         raise ValueError(
-            f'{path}: reading GGUF files needs one more package: pip install "tinyflash[gguf]"'
+            f"{path}: reading GGUF files needs one more package: {to_install('gguf>=0.17', 'gguf')}"
         ) from None
 
     class Reader(gguf.GGUFReader):

@@ -18,31 +18,45 @@ def disk_arguments(benches):
     add = verb(benches, "disk", bench_disk, "read speed by size and threads")
     add("path", nargs="?", metavar="PATH", help="a directory on the disk; default: here")
     add("--seconds", type=float, default=60.0, metavar="S", help="of reading, in all")
-    add("--out", metavar="PROFILE.json", help="save the device profile")
-    add("--plot", metavar="FILE.png", help="draw the curve")
+    add("--out", metavar="PROFILE.json", help="save the device profile; default: do not")
+    add("--plot", metavar="FILE.png", help="draw the curve; default: do not")
 
 
 def flash_arguments(benches):
     """Add `tinyflash bench flash`."""
     add = verb(benches, "flash", bench_flash, "the paper's Tables 2 and 3, measured here")
-    add("model", metavar="MODEL")
+    add("model", metavar="MODEL", help="what is measured")
     add("--memory", default="50%", metavar="M", help="DRAM for weights and KV cache")
     add("--tokens", type=int, default=32, metavar="N", help="measured, after the prompt")
     add("--prompt", type=int, default=128, metavar="N", help="tokens of text read first")
     add("--text", metavar="FILE", help="the tokens fed; default: the embedded held-out text")
     add("--modes", metavar="A,B", help=f"of {', '.join(MODES)}; default: all of them")
     add("--window", type=int, metavar="K", help="tokens it is long; default: as many as fit")
-    add("--profile", metavar="PROFILE.json", help="of this disk, by tinyflash bench disk --out")
+    add(
+        "--profile",
+        metavar="PROFILE.json",
+        help="of this disk, by tinyflash bench disk --out; default: no bound by the disk",
+    )
 
 
 def speculative_arguments(benches):
     """Add `tinyflash bench speculative`."""
     add = verb(benches, "speculative", bench_speculative, "what each drafter saves")
-    add("model", metavar="MODEL")
-    add("--drafters", metavar="A,B", help="of ngram, redrafter, its DIR, replay, MODEL")
+    add("model", metavar="MODEL", help="what is measured")
+    add(
+        "--drafters",
+        metavar="A,B",
+        help="of ngram, redrafter, its DIR, replay, MODEL; "
+        "default: the first, second and fourth, where they can",
+    )
     add("--widths", default="1,2,4,16,64", metavar="W,W", help="beams of redrafter")
     add("--alphas", default="0,.25,.5,.75,1", metavar="A,A", help="how often a replay is right")
-    add("--length", type=int, metavar="N", help="of drafts, as for generate --draft-length")
+    add(
+        "--length",
+        type=int,
+        metavar="N",
+        help="of drafts, as for generate --draft-length; default: as long as each drafter likes",
+    )
     add("--tokens", type=int, default=64, metavar="N", help="new ones for each prompt")
     add("--prompt", type=int, default=32, metavar="N", help="tokens of each prompt")
     add("--prompts", type=int, default=8, metavar="P", help="how many")

@@ -10,10 +10,15 @@ from tinyflash.flash.store.verified import check_anew
 def arguments(verbs):
     """Add the verb."""
     add = verb(verbs, "convert", convert_model, "write a model as a flash directory")
-    add("model", metavar="MODEL")
-    add("out", nargs="?", metavar="OUT", help="the directory to write")
-    add("--bundling", default="row-column", choices=BUNDLINGS)
-    add("--dtype", default="keep", choices=("keep", "float16", "bfloat16", "float32"))
+    add("model", metavar="MODEL", help="what is written")
+    add("out", nargs="?", metavar="OUT", help="the directory to write; none with --check")
+    add("--bundling", default="row-column", choices=BUNDLINGS, help="what lies side by side")
+    add(
+        "--dtype",
+        default="keep",
+        choices=("keep", "float16", "bfloat16", "float32"),
+        help="of the weights written",
+    )
     add("--check", action="store_true", help="MODEL is a flash directory: verify its digests")
 
 

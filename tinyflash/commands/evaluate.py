@@ -9,9 +9,17 @@ from tinyflash.files import read_text
 def arguments(verbs):
     """Add the verb."""
     add = verb(verbs, "evaluate", evaluate, "perplexity on a text, or multiple choice")
-    add("model", metavar="MODEL")
-    add("--text", metavar="FILE", help="perplexity on this text; an encoder fills its [MASK]s")
-    add("--choices", metavar="FILE.jsonl", help="one context, choices and answer a line")
+    add("model", metavar="MODEL", help="what is judged")
+    add(
+        "--text",
+        metavar="FILE",
+        help="perplexity on this text; an encoder fills its [MASK]s; default: no perplexity",
+    )
+    add(
+        "--choices",
+        metavar="FILE.jsonl",
+        help="one context, choices and answer a line; default: no choices",
+    )
     add_memory(add)
 
 

@@ -11,16 +11,16 @@ from tinyflash.oracle.tolerances import TOLERANCES
 def arguments(verbs):
     """Add the verbs."""
     add = verb(verbs, "record", record, "write every intermediate tensor")
-    add("model", metavar="MODEL")
-    add("--out", required=True, metavar="FILE.safetensors")
-    add("--text", metavar="TEXT", help="what the model reads; - reads standard input")
-    add("--ids", metavar="1,2,3", help="the same as token ids")
-    add("--dtype", choices=("float32", "float64"), default="float32")
+    add("model", metavar="MODEL", help="whose tensors")
+    add("--out", required=True, metavar="FILE.safetensors", help="the recording")
+    add("--text", metavar="TEXT", help="what it reads; -: standard input; default: --ids")
+    add("--ids", metavar="1,2,3", help="the same as token ids; default: those of --text")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="of the pass")
     add("--squares", action="store_true", help="attention scores and patterns at any length")
 
     add = verb(verbs, "diff", diff, "name the first tensor in which two recordings differ")
-    add("reference", metavar="REFERENCE.safetensors")
-    add("other", metavar="OTHER.safetensors")
+    add("reference", metavar="REFERENCE.safetensors", help="what is right")
+    add("other", metavar="OTHER.safetensors", help="what is compared with it")
     add("--dtype", choices=TOLERANCES, help="whose tolerance; default: what the recordings show")
     add("--all", action="store_true", help="show every tensor, not only those that differ")
 

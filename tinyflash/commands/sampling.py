@@ -9,16 +9,21 @@ from tinyflash.settings import Sampling
 
 def add_sampling(add):
     """Arguments that say how the next token is chosen; what is left out the model recommends."""
-    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
-    add("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0: among all")
-    add("--top-p", type=float, metavar="P", help="draw among the fewest that reach P")
-    add("--min-p", type=float, metavar="P", help="draw among those P times as likely as the first")
-    add("--repetition-penalty", type=float, metavar="X", help="of all that was said; 1: none")
-    add("--presence-penalty", type=float, metavar="X", help="of what was answered; 0: none")
-    add("--frequency-penalty", type=float, metavar="X", help="for each time it was; 0: none")
-    add("--no-repeat-ngram", type=int, metavar="N", help="say no N tokens twice; 0: no such rule")
-    add("--suppress-tokens", metavar="ID,ID", help="never said; '': none")
-    add("--seed", type=int, metavar="S", help="of the random draws")
+    add("--temperature", type=float, metavar="T", help=f"0: the likeliest token; {said(0)}")
+    add("--top-k", type=int, metavar="K", help=f"draw among the K likeliest; {said('0, all')}")
+    add("--top-p", type=float, metavar="P", help=f"draw among the fewest that reach P; {said(1)}")
+    add("--min-p", type=float, metavar="P", help=f"draw among those P times as likely; {said(0)}")
+    add("--repetition-penalty", type=float, metavar="X", help=f"of all that was said; {said(1)}")
+    add("--presence-penalty", type=float, metavar="X", help=f"of what was answered; {said(0)}")
+    add("--frequency-penalty", type=float, metavar="X", help=f"for each time it was; {said(0)}")
+    add("--no-repeat-ngram", type=int, metavar="N", help=f"say no N tokens twice; {said(0)}")
+    add("--suppress-tokens", metavar="ID,ID", help=f"never said; {said('none')}")
+    add("--seed", type=int, metavar="S", help="of the random draws; default: another each time")
+
+
+def said(otherwise):
+    """The default of a setting that the model's makers may recommend."""
+    return f"default: the model's, or {otherwise}"
 
 
 def sampling_of(options):

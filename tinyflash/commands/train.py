@@ -18,13 +18,24 @@ def language_model_arguments(trains):
     add("--config", required=True, metavar="FILE", help="a config.json: the model's sizes")
     add("--text", required=True, nargs="+", metavar="FILE", help="what it learns from")
     add("--out", required=True, metavar="DIR", help="the model; run again to resume")
-    add("--from", dest="start", metavar="DIR", help="begin with this model's weights and words")
-    add("--heldout", metavar="FILE", help="text for validation")
+    add(
+        "--from",
+        dest="start",
+        metavar="DIR",
+        help="begin with this model's weights and words; "
+        "default: random weights, a vocabulary of the text",
+    )
+    add("--heldout", metavar="FILE", help="text for validation; default: none")
     add("--steps", type=int, default=2000, metavar="N", help="optimizer steps in all")
     add("--batch", type=int, default=16, metavar="B", help="sequences a step")
     add("--length", type=int, metavar="T", help="tokens of a sequence; default: the context")
     add("--learning-rate", type=float, default=2e-3, metavar="R", help="after warm-up")
-    add("--active-share", type=float, metavar="A", help="wanted share of firing FFN neurons")
+    add(
+        "--active-share",
+        type=float,
+        metavar="A",
+        help="wanted share of firing FFN neurons; default: as many as fire",
+    )
     add("--seed", type=int, default=0, metavar="S", help="of the weights and the batches")
     add("--workers", type=int, default=2, metavar="N", help="threads")
 
@@ -37,9 +48,14 @@ def predictor_arguments(trains):
     add("--heldout", metavar="FILE", help="text for the report; default: the end of --text")
     add("--ranks", metavar="R", help="128, or 28x128,4x1024 layer by layer; default: the paper's")
     add("--false-negatives", type=float, default=0.05, metavar="A", help="wanted share missed")
-    add("--epochs", type=int, default=2, metavar="N")
-    add("--tokens", type=int, metavar="N", help="most tokens of the text to use")
-    add("--sparsity", type=float, metavar="A", help="first set thresholds at which so many rest")
+    add("--epochs", type=int, default=2, metavar="N", help="passes over the text")
+    add("--tokens", type=int, metavar="N", help="most tokens of the text to use; default: all")
+    add(
+        "--sparsity",
+        type=float,
+        metavar="A",
+        help="first set thresholds at which so many rest; default: leave thresholds as they are",
+    )
 
 
 def drafter_arguments(trains):
