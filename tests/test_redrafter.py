@@ -335,6 +335,7 @@ def test_the_mlx_ports_checkpoint_loads(tmp_path):
         ({"exit_dim": "9"}, {}, "exit_width must be a whole number"),
         ({"hidden_size": 0}, {}, "width must be a whole number"),
         ({"num_draft_layers": -1}, {}, "layers must be a whole number"),
+        ({"num_draft_layers": 10**8}, {}, "at most 4,096"),  # before a name is made for each
         ({"num_draft_layers": 1}, {}, "does not call for"),
         ({"rnn": "yes"}, {}, "true or false"),
         ({"rnn": False}, {}, "3 tensors that config.json does not call for, rnn_"),

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import tinyflash
 from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checks import MOST_LAYERS
 from tinyflash.config import weight_shapes
 from tinyflash.families import family_prefix, read_config, tensor_names
 from tinyflash.flash.store.convert import convert
@@ -284,11 +285,24 @@ def test_a_shape_that_takes_no_bytes_is_not_counted_row_by_row(tmp_path, name):
         text = json.dumps(lying).encode()
         data = file[8 + length : 8 + length + begin] + file[8 + length + end :]
         path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-        tracemalloc.start()
         with pytest.raises(ValueError, match="where config.json calls for"):
             loaded(tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 10e6
-        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_as_many_layers_as_may_be_are_looked_for_at_little_cost(tmp_path, name):
+    """More are refused before a name is made for each: 10^8 of them took all memory."""
+    written(tmp_path, CONFIGS[name])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    key = next(k for k in ("num_hidden_layers", "n_layer", "n_layers") if k in config)
+    tracemalloc.start()
+    for layers, words in ((100, "there is no tensor named"), (10**8, "layers is [12]0000000")):
+        path.write_text(json.dumps(config | {key: layers}))
+        with pytest.raises(ValueError, match=words):
+            loaded(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 100e6 / MOST_LAYERS * 100
+    tracemalloc.stop()
 
 
 def test_masks_and_frequencies_of_old_checkpoints_are_left_alone(tmp_path):

@@ -9,7 +9,7 @@ import math
 from dataclasses import fields
 from numbers import Real
 
-MOST_LAYERS = 10_000  # the deepest published models have some 130
+MOST_LAYERS = 4096  # the deepest published models have some 130
 MOST = 2**40  # of any other size; a matrix of so many rows fits no machine
 SIZES = (
     "vocab_size",

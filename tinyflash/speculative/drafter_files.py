@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_content
-from tinyflash.checks import is_count
+from tinyflash.checks import MOST_LAYERS, is_count, short
 from tinyflash.files import write_files
 from tinyflash.weights import bind, shape_text
 
@@ -41,12 +41,12 @@ class DrafterConfig:
             if not is_count(getattr(self, name)):
                 raise ValueError(
                     f"A drafter's {name} must be a whole number of at least 1, but its config "
-                    f"says {getattr(self, name)!r}."
+                    f"says {short(getattr(self, name))}."
                 )
-        if self.layers != 0 and not is_count(self.layers):
+        if self.layers != 0 and not (is_count(self.layers) and self.layers <= MOST_LAYERS):
             raise ValueError(
-                "A drafter's number of layers must be a whole number, but its config says "
-                f"{self.layers!r}."
+                f"A drafter's number of layers must be a whole number of at most {MOST_LAYERS:,}, "
+                f"but its config says {short(self.layers)}."
             )
         if not isinstance(self.rnn, bool):
             raise ValueError(f"rnn must be true or false, but the drafter's config says {self.rnn}")
