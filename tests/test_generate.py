@@ -4,6 +4,7 @@ import json
 import math
 import random
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +41,9 @@ class Scripted:
 
     def __init__(self, script, context=96, tokenizer=TOKENIZER):
         self.script = list(script)
-        self.config = SimpleNamespace(context=context, final_norm=True, causal=True)
+        self.config = SimpleNamespace(
+            context=context, final_norm=True, causal=True, vocab_size=TOKENIZER.vocab_size
+        )
         self.eos_ids = frozenset([END])
         self.tokenizer = tokenizer
 
@@ -263,6 +266,12 @@ def test_an_empty_prompt_is_refused_where_nothing_begins_a_text(models):
         ({"max_new_tokens": -1}, "number of new tokens"),
         ({"stop": ["a", ""]}, "empty stop string"),
         ({"stop": ""}, "empty stop string"),
+        ({"stop": 5}, "Stop strings are a list of texts, not 5"),
+        ({"stop": ["a", 5]}, "Stop strings are a list of texts"),
+        ({"max_new_tokens": "5"}, "max_new_tokens must be a number, not '5'"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a number"),
+        ({"max_new_tokens": None}, "number of new tokens"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_anything_is_computed(settings, word):
@@ -270,6 +279,52 @@ def test_settings_that_mean_nothing_are_refused_before_anything_is_computed(sett
     with pytest.raises(ValueError, match=word):
         Generation(model, PROMPT, **settings)
     assert model.computed == []
+
+
+ODD_IDS = [
+    ([5, -1], "Token id -1 is outside the vocabulary of 300 words"),
+    ([5, 300], "Token id 300 is outside the vocabulary"),
+    ([5, 2**31], "is outside the vocabulary"),
+    ([5, 2**63], "is outside the vocabulary"),
+    ([5, 10**5000], "Token id of more than 30 digits is outside the vocabulary"),
+    ([5, 1.0], "Token ids are whole numbers, and 1.0 is none"),
+    ([5, 1.5], "1.5 is none"),
+    ([5, math.nan], "nan is none"),
+    ([5, True], "True is none"),
+    ([5, None], "None is none"),
+    ([5, "6"], "'6' is none"),
+    ([5, [6]], "[6] is none"),
+    ([[5, 6]], "[5, 6] is none"),
+    (5, "Token ids are a list of whole numbers, such as [1, 5, 7], not 5"),
+    (None, "not None"),
+    ({5: 6}, "Token ids are a list"),
+    (b"ab", "Token ids are a list"),
+    (np.array([5.0, 6.0]), "5.0 is none"),
+    (np.array([[5, 6]]), "[5, 6] is none"),
+    (np.array(5), "Token ids are a list"),
+    (np.array([True]), "True is none"),
+    (np.array([2**64 - 1], dtype=np.uint64), "is outside the vocabulary"),
+    (np.array(["5"]), "'5' is none"),
+]
+
+
+@pytest.mark.parametrize("ids, words", ODD_IDS, ids=range(len(ODD_IDS)))
+def test_odd_ids_are_one_sentence(models, ids, words):
+    model = replace(models["opt"], config=replace(models["opt"].config, vocab_size=300))
+    for use in (model.logits, model.generate, lambda ids: Generation(model, ids)):
+        with pytest.raises(ValueError) as refused:
+            use(ids)
+        assert words in str(refused.value) and len(str(refused.value)) < 200
+        assert "\n" not in str(refused.value)
+
+
+def test_ids_in_every_good_form_are_the_same(models):
+    model = models["opt"]
+    expected = model.logits([5, 6, 7])
+    for ids in ((5, 6, 7), range(5, 8), np.array([5, 6, 7]), np.array([5, 6, 7], dtype=np.uint8)):
+        assert np.array_equal(model.logits(ids), expected)
+        assert model.generate(ids).prompt_ids == [5, 6, 7]
+    assert model.generate([np.int32(5), np.int64(6), 7]).prompt_ids == [5, 6, 7]
 
 
 # Which tokens.

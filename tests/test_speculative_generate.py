@@ -22,7 +22,7 @@ from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.window import Window
 from tinyflash.generate import Generation, compute, greedy
 from tinyflash.kv_cache import KVCache
-from tinyflash.sampling import distribution
+from tinyflash.sampling import distribution, next_distribution
 from tinyflash.settings import Sampling
 from tinyflash.speculative.draft_model import DraftModel
 from tinyflash.speculative.drafter_files import DrafterConfig, load_drafter, save_drafter
@@ -424,6 +424,73 @@ def test_a_draft_model_reads_only_what_is_new(models):
     assert len(drafter.propose([5] * 97)) == 1
 
 
+# Padded vocabularies: 300 words, and matrices of more rows.
+
+
+def padded(folders, rows, name, seed=4):
+    """A model whose matrices have so many rows; one of fewer has lost the last words."""
+    config = CONFIGS["opt"] | {"vocab_size": rows}
+    return tinyflash.load(write_model(folders["opt"].parent / name, config, seed=seed, chat=True))
+
+
+@pytest.mark.parametrize("rows", [300, 303, 311, 400])
+def test_a_draft_model_with_another_padding_drafts_what_both_have(folders, models, rows):
+    model, draft = models["opt"], padded(folders, rows, f"padded {rows}")
+    plain = finished(model)
+    made = finished(model, drafter=str(draft.path))
+    assert made.ids == plain.ids and made.counts.drafted > 0
+    proposed = DraftModel(model, draft, 3)
+    for seed in range(5):
+        proposed.begin(
+            lambda logits, step: np.full(len(logits), 1 / len(logits)), np.random.default_rng(seed)
+        )
+        tree = proposed.propose([2, 5, 6])
+        assert tree.laws.shape == (4, 307) and tree.tokens.max() < min(307, rows)
+        assert np.all(tree.laws[:, rows:] == 0)
+
+
+def test_a_text_that_the_draft_model_cannot_read_is_not_drafted_on(folders, models):
+    model, draft = models["opt"], padded(folders, 300, "fewer rows")
+    for settings in ({}, {"temperature": 2.0, "seed": 3}):
+        made = model.generate(
+            [2, 50, 305, 60], max_new_tokens=12, drafter=str(draft.path), **settings
+        )
+        plain = model.generate([2, 50, 305, 60], max_new_tokens=12, **settings)
+        list(made), list(plain)
+        assert made.ids == plain.ids and made.counts.drafted == 0
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4)], ids=str)
+def test_another_padding_changes_no_probability(sizes):
+    rng = np.random.default_rng(7)
+    table, other = (Table(1.5 * rng.standard_normal((V, V))) for V in sizes)
+    settings = {"temperature": 1.0, "repetition_penalty": 1.5}
+    counts = Counter()
+    with pytest.raises(ValueError, match="without the tokenizers of both"):
+        DraftModel(table, other, 2)
+    words = {str(token): token for token in range(4)}
+    for one in (table, other):
+        one.tokenizer = SimpleNamespace(backend=SimpleNamespace(get_vocab=lambda: words))
+    drafter = DraftModel(table, other, 2)
+    table.tokenizer = None  # ids are enough
+    for seed in range(3000):
+        sampling = Sampling(seed=seed, **settings)
+        made = Generation(table, [1], sampling, max_new_tokens=3, drafter=drafter)
+        list(made)
+        counts[tuple(made.ids)] += 1
+    expected = {}
+    for text in itertools.product(range(sizes[0]), repeat=3):
+        p = 1.0
+        for t, token in enumerate(text):
+            before = (1, *text[:t])
+            row = next_distribution(table.table[before[-1]], Sampling(**settings), [1], before[1:])
+            p *= float(row[token])
+        expected[text] = p
+    z, variation = differ(counts, expected)
+    assert z < 4 and variation < 0.12, (z, variation)
+    assert made.counts.drafted > 0
+
+
 # What is streamed, and the conversation.
 
 
@@ -581,7 +648,7 @@ def stranger(tmp_path):
         (["--drafter", "ngram", "--draft-width", "3"], "several beams"),
         (["--draft-length", "3"], "without a drafter"),
         (["--drafter", "OTHER"], "different tokenizers"),
-        (["--drafter", "LARGER"], "knows 311 tokens"),
+        (["--drafter", "WORDLESS"], "without the tokenizers of both nobody knows"),
         (["--drafter", "ENCODER"], "encoder"),
         (["--drafter", "no/such/place"], "There is no"),
     ],
@@ -589,10 +656,11 @@ def stranger(tmp_path):
 def test_bad_drafters_are_one_sentence(folders, stranger, tmp_path, capsys, arguments, words):
     from helpers_models import DISTILBERT_CONFIG
 
-    larger = write_model(tmp_path / "larger", CONFIGS["opt"] | {"vocab_size": 311})
+    wordless = CONFIGS["opt"] | {"vocab_size": 311}
+    wordless = write_model(tmp_path / "wordless", wordless, tokenizer=False)
     encoder = write_model(tmp_path / "encoder", DISTILBERT_CONFIG)
-    places = {"STRANGER": stranger, "MODEL": folders["opt"], "LARGER": larger, "OTHER": "default"}
-    places["ENCODER"] = encoder
+    places = {"STRANGER": stranger, "MODEL": folders["opt"], "OTHER": "default"}
+    places |= {"ENCODER": encoder, "WORDLESS": wordless}
     arguments = [str(places.get(word, word)) for word in arguments]
     assert main(["generate", "The", "--model", str(folders["opt"]), *arguments]) == 2
     told = capsys.readouterr()

@@ -11,12 +11,13 @@ import numpy as np
 
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.sampling import draw, next_distribution
-from tinyflash.settings import Sampling
+from tinyflash.settings import Sampling, whole
 from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.drafters import NoDrafter, spare_nodes
 from tinyflash.speculative.tree import chain
 from tinyflash.speculative.verify import verify
 from tinyflash.stopping import StopStrings, stop_strings
+from tinyflash.token_ids import token_ids
 from tinyflash.transformer import no_tap
 
 PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) scores
@@ -68,12 +69,10 @@ class Generation:
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
-        sampling = sampling or Sampling()
-        check_request(model, prompt_ids, sampling, max_new_tokens)
         self.model = model
-        self.prompt_ids = list(prompt_ids)
-        self.sampling = sampling
-        self.max_new_tokens = max_new_tokens
+        self.prompt_ids = token_ids(prompt_ids, model.config.vocab_size).tolist()
+        self.sampling = sampling or Sampling()
+        self.max_new_tokens = whole("max_new_tokens", max_new_tokens)
         self.stop = stop_strings(stop)
         self.drafter = NoDrafter() if drafter is None else drafter
         self.tap = no_tap
@@ -83,10 +82,11 @@ class Generation:
         self.prompt_seconds = 0.0
         self.seconds = 0.0
         self.counts, self.spent = StepCounts(), TokenCounters()
-        self.rng = np.random.default_rng(sampling.seed)
+        check_request(self)
+        self.rng = np.random.default_rng(self.sampling.seed)
         if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
             self.drafter.begin(self.choose, self.rng)
-        tokens = min(len(prompt_ids) + max_new_tokens, model.config.context)
+        tokens = min(len(self.prompt_ids) + self.max_new_tokens, model.config.context)
         tokens += spare_nodes(self.drafter)
         self.cache = model.new_cache(tokens) if cache is None else cache
         if cache is not None:
@@ -194,22 +194,24 @@ class Generation:
         self.tap("draft.accepted", np.array(verdict.path, dtype=np.int64))
 
 
-def check_request(model, prompt_ids, sampling, max_new_tokens):
-    """Raise a ValueError, one sentence, for what no text can be made of."""
-    if max_new_tokens < 0:
-        raise ValueError(f"The number of new tokens must be 0 or more, not {max_new_tokens}.")
-    if len(prompt_ids) == 0:
-        raise ValueError("The prompt is empty and this model has no token that begins a text.")
-    if len(prompt_ids) > model.config.context:
+def check_request(generation):
+    """Raise a ValueError, one sentence, where no text can be made of what was asked for."""
+    prompt, context = len(generation.prompt_ids), generation.model.config.context
+    if generation.max_new_tokens is None or generation.max_new_tokens < 0:
         raise ValueError(
-            f"The prompt has {len(prompt_ids)} tokens and the model's context is "
-            f"{model.config.context}; shorten the prompt."
+            f"The number of new tokens must be 0 or more, not {generation.max_new_tokens}."
         )
-    never = sampling.suppress_tokens
-    if never and max(never) >= model.config.vocab_size:
+    if prompt == 0:
+        raise ValueError("The prompt is empty and this model has no token that begins a text.")
+    if prompt > context:
         raise ValueError(
-            f"Token {max(never)} cannot be suppressed: the vocabulary has "
-            f"{model.config.vocab_size:,} tokens, from 0 on."
+            f"The prompt has {prompt} tokens and the model's context is {context}; shorten the "
+            "prompt."
+        )
+    V, never = generation.model.config.vocab_size, generation.sampling.suppress_tokens
+    if never and max(never) >= V:
+        raise ValueError(
+            f"Token {max(never)} cannot be suppressed: the vocabulary has {V:,} tokens, from 0 on."
         )
 
 

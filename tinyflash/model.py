@@ -22,6 +22,7 @@ from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
 from tinyflash.settings import Sampling
 from tinyflash.speculative.drafters import drafter_for
+from tinyflash.token_ids import token_ids
 from tinyflash.tokenizer import Tokenizer, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
@@ -62,18 +63,13 @@ class Model:
         tree  : speculative.tree.Tree whose tokens the ids are, or None if each follows the one
                 before; once it is decided which of its tokens stay, see `keep`
         returns: (T, V), float32 (or float64 if the model was loaded so)
-        raises: ValueError if an id is not in the vocabulary, the context overflows, or weights with
-                Inf or NaN made the logits meaningless
+        raises: ValueError if the ids are none of the vocabulary, the context overflows, or weights
+                with Inf or NaN made the logits meaningless
         """
-        ids = np.asarray(ids, dtype=np.int64)
+        ids = token_ids(ids, self.config.vocab_size)
         known = 0 if cache is None else cache.length
-        if ids.ndim != 1 or len(ids) == 0:
+        if len(ids) == 0:
             raise ValueError("Logits are computed for a list of at least one token id.")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            bad = ids[(ids < 0) | (ids >= self.config.vocab_size)][0]
-            raise ValueError(
-                f"Token id {bad} is outside the vocabulary of {self.config.vocab_size} words."
-            )
         deep = known + (len(ids) if tree is None else int(tree.depths.max()) + 1)
         if deep > self.config.context:
             raise ValueError(
@@ -159,9 +155,12 @@ class Model:
         return {"sampling": sampling, "drafter": drafter, **given}
 
     def encode(self, text):
-        """Token ids of a text; a list of ids passes through."""
+        """Token ids of a text, a list of int; a list of ids passes through, once it is checked.
+
+        raises: ValueError for ids that are none, and where there is no tokenizer for a text
+        """
         if not isinstance(text, str):
-            return list(text)
+            return token_ids(text, self.config.vocab_size).tolist()
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.name} has no tokenizer (no tokenizer.json, nor vocab.json with "

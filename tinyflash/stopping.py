@@ -43,9 +43,11 @@ def possible_stop(text, stop):
 def stop_strings(stop):
     """Stop strings as a tuple; one string is one of them.
 
-    raises: ValueError if one is empty
+    raises: ValueError if one is empty, or no string
     """
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
+        raise ValueError(f"Stop strings are a list of texts, not {stop!r}.")
     if any(stop_text == "" for stop_text in stop):
         raise ValueError("An empty stop string would stop before the first letter; leave it out.")
-    return stop
+    return tuple(stop)

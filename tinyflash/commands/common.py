@@ -52,7 +52,7 @@ def ids_of(text, option):
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} takes numbers with commas, not {text!r}.") from None
+        raise ValueError(f"{option} takes numbers with commas, not {text[:60]!r}.") from None
 
 
 @contextmanager

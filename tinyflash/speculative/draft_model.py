@@ -1,8 +1,12 @@
 """A smaller model as the drafter: it writes a few tokens, the larger one verifies them at once.
 
-Each token is drawn from the smaller model's own law q, with the settings of the text that is
-being made, so that `verify` can accept it with probability min(1, p / q).
+Each token is drawn from the smaller model's own distribution q, with the settings of the text that
+is being made, so that `verify` can accept it with probability min(1, p / q).
 (Speculative sampling, arXiv 2211.17192, §2.3 and 2302.01318)
+
+Models of one family share their tokenizer, and still their matrices may be padded to different
+numbers of rows: Qwen2.5 has 151,936 at 0.5B and 152,064 at 7B. The draft draws among the rows that
+both have; q is 0 for the others.
 """
 
 import numpy as np
@@ -20,6 +24,7 @@ class DraftModel:
 
     draft  : the smaller model
     length : most tokens to propose
+    V      : rows of the larger model's vocabulary;  shared : those that the draft model has, too
     cached : the tokens that its cache holds
     """
 
@@ -36,6 +41,8 @@ class DraftModel:
         check_vocabulary(model, draft)
         self.draft = draft
         self.length = length
+        self.V = model.config.vocab_size
+        self.shared = min(self.V, draft.config.vocab_size)
         self.cache = draft.new_cache()
         self.cached = []
         self.begin(lambda logits, step: distribution(logits, 0), np.random.default_rng(0))
@@ -50,20 +57,22 @@ class DraftModel:
         self.rng = rng
 
     def propose(self, ids, hidden=None):
-        """A chain after the last token, with the laws it was drawn from.
+        """A chain after the last token, with the distributions it was drawn from.
 
-        It is shorter where the draft model's context ends, and then the last token alone.
+        It is shorter where the draft model's context ends, and then the last token alone; as it is
+        where the text holds a token that the draft model has not.
 
         ids     : ints, all tokens so far;  hidden : not looked at
         returns : Tree
         """
         length = min(self.length, self.draft.config.context - len(ids) + 1)
-        if length < 1:
+        if length < 1 or max(ids) >= self.draft.config.vocab_size:
             return chain(ids[-1:])
         logits = self._read(list(ids))
         tokens, laws = [ids[-1]], []
         while True:
-            laws.append(self.choose(logits, tokens[1:]))
+            q = self.choose(logits[: self.shared], tokens[1:])
+            laws.append(np.pad(q, (0, self.V - self.shared)))  # (V,)
             tokens.append(draw(laws[-1], self.rng))
             if len(laws) == length:
                 break
@@ -83,9 +92,9 @@ class DraftModel:
 
 
 def check_vocabulary(model, draft):
-    """See that two models mean the same by every token id.
+    """See that two models mean the same by every token id that both have.
 
-    raises: ValueError if not
+    raises: ValueError if not, or if nothing says so
     """
     words = [m.tokenizer and m.tokenizer.backend.get_vocab() for m in (model, draft)]
     sizes = [m.config.vocab_size for m in (model, draft)]
@@ -94,8 +103,9 @@ def check_vocabulary(model, draft):
             f"{draft.name} and {model.name} have different tokenizers, so it cannot draft for it; "
             "take a smaller model of the same family."
         )
-    if sizes[0] != sizes[1]:
+    if None in words and sizes[0] != sizes[1]:
         raise ValueError(
-            f"{draft.name} knows {sizes[1]:,} tokens and {model.name} {sizes[0]:,}, so it cannot "
-            "draft for it; take a smaller model of the same family."
+            f"{draft.name} has {sizes[1]:,} tokens and {model.name} {sizes[0]:,}, and without the "
+            "tokenizers of both nobody knows whether they mean the same; put their tokenizer.json "
+            "beside the weights."
         )
