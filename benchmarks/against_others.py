@@ -116,17 +116,23 @@ def run_limited(command, nbytes):
     returns: subprocess.CompletedProcess, and the most bytes that the cgroup held (None without)
     """
     if nbytes is None:
-        return subprocess.run(command, capture_output=True, text=True), None
+        return subprocess.run(command, capture_output=True, encoding="utf-8"), None
     second = (CGROUPS / "cgroup.controllers").is_file()  # version 2
     group = (CGROUPS if second else CGROUPS / "memory") / f"tinyflash-{os.getpid()}"
     group.mkdir()
     try:
-        Path("/proc/sys/vm/drop_caches").write_text("1")  # what is cached already counts nowhere
-        (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(nbytes))
+        Path("/proc/sys/vm/drop_caches").write_text(
+            "1", encoding="utf-8"
+        )  # what is cached already counts nowhere
+        (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text(
+            str(nbytes), encoding="utf-8"
+        )
         enter = f"echo $$ > {group}/cgroup.procs && exec " + ' "$@"'
-        done = subprocess.run(["sh", "-c", enter, "sh", *command], capture_output=True, text=True)
+        done = subprocess.run(
+            ["sh", "-c", enter, "sh", *command], capture_output=True, encoding="utf-8"
+        )
         peak = group / ("memory.peak" if second else "memory.max_usage_in_bytes")
-        return done, int(peak.read_text()) if peak.is_file() else None
+        return done, int(peak.read_text(encoding="utf-8")) if peak.is_file() else None
     finally:
         group.rmdir()
 
@@ -243,7 +249,9 @@ def main():
         print(json.dumps(engine(ids[:PROMPT], ids[PROMPT:], *paths)))
         return
     if options.gguf and not options.gguf.exists():
-        write_qwen3(options.gguf, json.loads((options.model / "config.json").read_text()))
+        write_qwen3(
+            options.gguf, json.loads((options.model / "config.json").read_text(encoding="utf-8"))
+        )
     names = [name for name in ENGINES if options.gguf or "neurostream" not in name]
     if options.only:
         names = [name for name in names if name in options.only.split(";")]

@@ -39,7 +39,7 @@ def fio_speed(file, chunk, threads, seconds, queued):
         *("--time_based", f"--runtime={seconds}", "--norandommap", "--randrepeat=0"),
         *("--group_reporting", "--output-format=json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise OSError(f"fio failed: {done.stderr.strip() or done.stdout.strip()}")
     return json.loads(done.stdout)["jobs"][0]["read"]["bw_bytes"]

@@ -102,7 +102,7 @@ def synthesize(shape, out, seed=0, report=lambda done, total: None):
         )
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_directory / name, part / name)
-        (part / "README.md").write_text(readme(shape, seed, planting.active))
+        (part / "README.md").write_text(readme(shape, seed, planting.active), encoding="utf-8")
         write_json(part / "config.json", hf)
     return planting.active
 
@@ -269,7 +269,7 @@ def readme(shape, seed, active):
 
 def write_json(path, value):
     """Write a JSON file."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments=None):

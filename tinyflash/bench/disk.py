@@ -39,6 +39,7 @@ BATCH_READS = 256  # and how many reads a thread does in it, at most
 PIECE_BYTES = 16 << 20  # written at once
 SPARE_BYTES = 64 << 20  # left free on the disk
 LOAD_STEPS = 20  # the load is so many measurements long
+DESCRIPTORS = ("/proc/{pid}/fd", "/dev/fd")  # Linux: other processes can open it, too; macOS
 
 
 def measure_disk(
@@ -147,9 +148,6 @@ def refuse_impossible(seconds, chunks, threads, file_bytes):
 def trial_file(directory, nbytes, step=lambda: None):
     """A file of random bytes in `directory`, for the length of a `with` block; gives its path.
 
-    It has no name there, so it is gone afterwards, even if this process is killed. It is opened
-    through its descriptor.
-
     step  : called after each piece written
     raises: OSError, one sentence, if there is no room or it may not be written
     """
@@ -161,12 +159,32 @@ def trial_file(directory, nbytes, step=lambda: None):
         )
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            file, path = stack.enter_context(temporary_file(directory))
             fill(file, nbytes, step)
         except OSError as error:
             raise OSError(f"No test file in {directory}: {error.strerror}.") from error
-        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")  # Linux: other processes, too
-        yield path if path.exists() else Path(f"/dev/fd/{file.fileno()}")
+        yield path
+
+
+@contextmanager
+def temporary_file(directory):
+    """A file to write, and the path to open it by, for the length of a `with` block.
+
+    It has no name in the directory, so it is gone afterwards, even if this process is killed. It
+    is opened through its descriptor; on Windows, where that cannot be done, it has a name.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for folder in DESCRIPTORS:
+            path = Path(folder.format(pid=os.getpid()), str(file.fileno()))
+            if path.exists():
+                yield file, path
+                return
+    handle, name = tempfile.mkstemp(dir=directory, prefix="tinyflash-", suffix=".trial")
+    try:
+        with open(handle, "wb") as file:
+            yield file, Path(name)
+    finally:
+        os.unlink(name)
 
 
 def fill(file, nbytes, step):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tinyflash.files import NO_LINKS, naming
+from tinyflash.files import NO_LINKS, PLAINLY, naming
 
 try:
     import fcntl
@@ -79,7 +79,7 @@ def one_at_a_time(path: Path, what: str) -> Iterator[None]:
     private_directory(path.parent)
     lock = private_directory(cache_directory() / "locks") / f"{path.name}.lock"
     with naming(lock, "written"):
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o600)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINKS | PLAINLY, 0o600)
     try:
         if not take(handle):
             print(f"Another process is {what}; waiting for it.", file=sys.stderr, flush=True)
@@ -90,7 +90,7 @@ def one_at_a_time(path: Path, what: str) -> Iterator[None]:
 
 
 def take(handle: int) -> bool:
-    """Take a lock if it is free; True, too, where the file system has no locks."""
+    """Take a lock if it is free; True, too, where there are no locks."""
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ def take(handle: int) -> bool:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:
+    except (OSError, ImportError):  # a file system or a system without locks
         return True
     return True
 

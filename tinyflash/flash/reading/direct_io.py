@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import mmap
 import os
+import threading
 from contextlib import suppress
 from functools import cache
 
@@ -14,9 +14,15 @@ import numpy as np
 
 from tinyflash.streams import note
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 BLOCK = 4096  # bytes: offsets, lengths and addresses of direct reads are multiples of this
 HUGE_PAGE = 2 << 20  # bytes, on most machines
 TRIES = 20  # reads in a row that bring nothing new, before we give up
+SEEKING = threading.Lock()  # held by who moves a descriptor's position, where reads need that
 
 
 def aligned_empty(shape, dtype):
@@ -33,8 +39,11 @@ def aligned_empty(shape, dtype):
     nbytes = count * dtype.itemsize
     if nbytes >= HUGE_PAGE:  # a mapping of whole huge pages also begins on one
         nbytes += -nbytes % HUGE_PAGE
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    settings = {}
+    if hasattr(mmap, "MAP_ANONYMOUS") and hasattr(mmap, "MAP_PRIVATE"):  # not on Windows
+        settings = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    memory = mmap.mmap(-1, nbytes, **settings)
+    if hasattr(mmap, "MADV_HUGEPAGE") and hasattr(memory, "madvise"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=dtype, count=count).reshape(shape)
@@ -52,7 +61,8 @@ def open_direct(path):
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a directory, and a file is read here.")
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
-    if hasattr(os, "O_DIRECT"):
+    flags |= getattr(os, "O_BINARY", 0)  # Windows would translate ends of lines
+    if hasattr(os, "O_DIRECT") and hasattr(os, "preadv"):  # into memory that begins on a page
         descriptor = _open_if_direct(path, flags | os.O_DIRECT)
         if descriptor is not None:
             return descriptor
@@ -66,8 +76,9 @@ def open_direct(path):
 
 def is_direct(descriptor):
     """Whether a descriptor reads past the page cache because Linux was told so (O_DIRECT)."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    return bool(flags & getattr(os, "O_DIRECT", 0))
+    if fcntl is None or not hasattr(os, "O_DIRECT"):
+        return False
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
 
 
 def _open_if_direct(path, flags):
@@ -88,8 +99,8 @@ def _open_if_direct(path, flags):
 @cache
 def _say_once(directory):
     note(
-        f"{directory} refuses direct reads: the page cache will serve some of them, so what is "
-        "measured here is not the speed of flash"
+        f"{directory} refuses direct reads, or this system has none: the page cache will serve "
+        "some reads, so what is measured here is not the speed of flash"
     )
 
 
@@ -102,18 +113,44 @@ def read_fully(descriptor, buffers, offset, needed):
     returns: list of the bytes that each read brought: one number, unless reads were short
     raises : OSError if reading fails, or if the file ends too early
     """
-    sizes = [os.preadv(descriptor, buffers, offset)]
+    sizes = [read_some(descriptor, buffers, offset)]
     done, tries = sizes[0], 0
     while done < needed:
         if os.fstat(descriptor).st_size < offset + needed:
             raise OSError(f"it ends before byte {offset + needed}, where it did not before")
         whole = done - done % BLOCK  # a direct read can only go on from a whole block
-        sizes.append(os.preadv(descriptor, _behind(buffers, whole), offset + whole))
+        sizes.append(read_some(descriptor, _behind(buffers, whole), offset + whole))
         tries = tries + 1 if whole + sizes[-1] <= done else 0
         if tries == TRIES:
             raise OSError(f"{TRIES} reads at byte {offset + whole} brought nothing")
         done = whole + sizes[-1]
     return sizes
+
+
+def read_some(descriptor, buffers, offset):
+    """Read once from one place of a file into buffers, one after the other: the bytes it brought.
+
+    It is one system call where there is `preadv` (Linux, macOS 11), else one for each buffer.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, offset)
+    done = 0
+    for buffer in buffers:
+        data = read_bytes_at(descriptor, len(buffer), offset + done)
+        memoryview(buffer)[: len(data)] = data
+        done += len(data)
+        if len(data) < len(buffer):
+            break
+    return done
+
+
+def read_bytes_at(descriptor, nbytes, offset):
+    """At most so many bytes from one place of a file, whatever other threads read of it."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, nbytes, offset)
+    with SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, nbytes)
 
 
 def _behind(buffers, nbytes):

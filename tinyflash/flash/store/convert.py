@@ -246,7 +246,7 @@ def let_go(array):
     They are read again if they are asked for again. An array that is not mapped stays as it is.
     """
     mapping = mapping_of(array)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+    if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         mapping.madvise(mmap.MADV_DONTNEED)
 
 

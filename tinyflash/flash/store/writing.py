@@ -4,11 +4,15 @@ Its files are digested on the way out and on the disk before the directory gets 
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 from contextlib import contextmanager
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -19,7 +23,8 @@ def whole_or_nothing(out, names, nbytes):
 
     It is `out` with `.part` behind its name, and locked as long as its writer lives. After an
     error or Ctrl-C nothing is left of it. After kill -9 or a power cut it is left, unlocked and
-    under that name; the next writer to the same `out` clears it away.
+    under that name; the next writer to the same `out` clears it away. (Where a directory cannot be
+    locked, on Windows, it has to be deleted by hand.)
 
     out    : Path that must not exist
     names  : of all files that may be written, so that nobody else's are ever deleted
@@ -51,18 +56,27 @@ def whole_or_nothing(out, names, nbytes):
                 ) from error
             raise
     finally:
-        os.close(handle)  # and with it the lock
+        if handle is not None:
+            os.close(handle)  # and with it the lock
 
 
 def locked(part, out):
-    """Make the directory `part` if it is not there, and lock it: an open file descriptor.
+    """Make the directory `part` if it is not there, and lock it.
 
-    raises: ValueError if another process has it, or was faster
+    returns: an open file descriptor, or None where directories cannot be locked
+    raises : ValueError if another process has it, or was faster
     """
+    lockable = fcntl is not None and hasattr(os, "O_DIRECTORY")
     try:
         part.mkdir()
-    except FileExistsError:
-        pass  # left by a writer that was killed, or another one is at work
+    except FileExistsError:  # left by a writer that was killed, or another one is at work
+        if not lockable:
+            raise ValueError(
+                f"{part} is there: another process is writing {out}, or was killed while it did; "
+                "wait for it, or delete that directory."
+            ) from None
+    if not lockable:
+        return None
     handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +122,9 @@ def take_name(part, out):
 
 
 def flush(directory):
-    """Have the names in a directory reach the disk."""
+    """Have the names in a directory reach the disk, where a system lets us ask for that."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -88,6 +88,8 @@ def train_drafter(options, report):
         initial=random_weights(config, recipe.seed, size),
         report=lambda row: report(row["step"], recipe.steps, loss=row["loss"]),
     )
+    number = len(examples)
+    del examples  # they are mapped, and Windows deletes no file that is
     with np.errstate(over="ignore"):  # save_drafter says it in a sentence
         drafter = {name: w.astype(np.float16).astype(np.float32) for name, w in drafter.items()}
     measured = {}
@@ -99,7 +101,7 @@ def train_drafter(options, report):
     result = {
         "out": str(out),
         "loss_on": "model" if options.distill else "text",
-        "examples": len(examples),
+        "examples": number,
         "heldout_examples": len(measured["model"]),
         "steps": recipe.steps,
         "first_loss": losses[0],
