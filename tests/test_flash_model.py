@@ -238,9 +238,10 @@ def test_a_flash_directory_is_recorded_too(tmp_path, capsys):
         recording = tmp_path / f"{file}.safetensors"
         assert say("record", model, "--ids", "5,6,7", "--out", recording) == 0
     capsys.readouterr()
-    assert say("diff", tmp_path / "dense.safetensors", recording, "--json") == 1
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    verdicts = {row["name"]: row["verdict"] for row in rows}
+    assert say("diff", tmp_path / "dense.safetensors", recording, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equal"] and "layers.0.ffn.act" in result["not_compared"]
+    verdicts = {row["name"]: row["verdict"] for row in result["rows"]}
     assert verdicts["logits"] == verdicts["layers.1.ffn.out"] == "equal"
     assert verdicts["layers.0.ffn.act"] == "missing"  # neurons that rest are not computed
 

@@ -70,6 +70,20 @@ def test_every_verb_works_without_each_thing_that_other_systems_lack(directory):
     child(directory, "alone", elsewhere.used(), "every")
 
 
+def test_pipes_are_in_utf8_whatever_the_system_says(directory):
+    settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(HERE.parent)}
+    settings.pop("PYTHONIOENCODING", None)
+    python = [sys.executable, "-m", "tinyflash"]
+    arguments = ["generate", "-", "--model", str(directory / "model" / "opt"), "--temperature", "0"]
+    ended = subprocess.run(
+        [*python, *arguments], input="é".encode(), capture_output=True, env=settings
+    )
+    assert ended.returncode == 0, ended.stderr
+    expected = tinyflash.load(directory / "model" / "opt").generate("é", temperature=0)
+    assert ended.stdout.decode("utf-8").replace("\r\n", "\n") == "".join(expected) + "\n"
+    assert not ended.stdout.isascii()
+
+
 def texts_without_encoding(source):
     """A line for each call that reads or writes a text in the system's encoding."""
     found = []

@@ -14,7 +14,7 @@ import tinyflash
 from tinyflash.commands import bench, completion, convert, evaluate, generate, oracle, train
 from tinyflash.commands.arguments import DEBUG, Parser, with_defaults
 from tinyflash.commands.effects import refuse_idle
-from tinyflash.streams import abandon, note, occupy_closed_streams, say
+from tinyflash.streams import abandon, note, occupy_closed_streams, pipes_in_utf8, say
 
 PACKAGE = Path(tinyflash.__file__).parent
 
@@ -23,6 +23,7 @@ def main(arguments=None):
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     occupy_closed_streams()
+    pipes_in_utf8()
     try:
         try:
             options = with_defaults(parser().parse_args(arguments))

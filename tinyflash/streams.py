@@ -101,3 +101,17 @@ def occupy_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+
+
+def pipes_in_utf8() -> None:
+    """Read and write pipes and files in UTF-8 where the system would take another encoding.
+
+    Windows has its code page there, a C locale has ASCII. A terminal keeps what it understands, and
+    whoever sets PYTHONIOENCODING has decided.
+    """
+    if os.environ.get("PYTHONIOENCODING"):
+        return
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if not is_terminal(stream) and hasattr(stream, "reconfigure"):
+            errors = "backslashreplace" if stream is sys.stderr else "strict"
+            stream.reconfigure(encoding="utf-8", errors=errors)
