@@ -26,7 +26,7 @@ import numpy as np
 from tinyflash.config import layer_shapes
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import rotary_frequencies
-from tinyflash.transformer import block, embed, no_tap
+from tinyflash.transformer import block, embed, no_tap, places_of
 from tinyflash.workers import pool
 
 RMS = 2.0  # of the embeddings; it keeps float16 weights away from subnormal numbers
@@ -114,7 +114,7 @@ class Planting:
         ends = self.embeddings()
         yield {name: array for name, array in ends.items() if not name.startswith("unembed")}
         bound = {name: HalfMatrix(array) for name, array in ends.items()}
-        x = embed(bound, self.config, self.ids, 0)
+        x = embed(bound, self.config, self.ids, places_of(self.config, len(self.ids)).positions)
         for i in range(self.config.layers):
             layer, x = self.layer(i, x)
             yield {f"layers.{i}.{name}": array for name, array in layer.items()}
@@ -173,8 +173,8 @@ class Planting:
         )
         if self.rotary and i == 0:
             made |= self.averaging_attention(shapes)
-        x = block({f"layers.0.{name}": w for name, w in made.items()}, self.one_layer, 0, x, None,
-                  no_tap)  # fmt: skip
+        named = {f"layers.0.{name}": w for name, w in made.items()}
+        x = block(named, self.one_layer, 0, x, places_of(self.one_layer, len(x)), no_tap)
         return {name: stored(made[name]) for name in shapes}, x
 
     @property

@@ -143,14 +143,11 @@ TILED_KEYS = edited(
         "k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)",
         "k, v = (np.tile(x.swapaxes(-3, -2), (H // G, 1, 1)) for x in (k, v))",
     ),
-    ("pattern.reshape(*batch, G, (H // G) * T, S) @ v", "pattern @ v"),
+    ("pattern = pattern.reshape(*batch, G, (H // G) * T, S)", ""),
 )
 TILED_VALUES = edited(
     "attention",
-    (
-        "pattern.reshape(*batch, G, (H // G) * T, S) @ v",
-        "pattern @ np.tile(v, (H // G, 1, 1))",
-    ),
+    ("pattern = pattern.reshape(*batch, G, (H // G) * T, S)", "v = np.tile(v, (H // G, 1, 1))"),
 )
 
 # what is wrong: (golden, how it is planted, the first wrong tensor)
@@ -179,7 +176,7 @@ FAULTS = {
     "values repeated in the wrong order": ("llama", TILED_VALUES, "0.attn.z"),
     "scores without their scale": (
         "opt",
-        edited("attention", ("T, S) * (1 / math.sqrt(K))", "T, S)")),
+        edited("attention", ("H, T, S) * (1 / math.sqrt(K))", "H, T, S)")),
         "0.attn.scores",
     ),
     "window one too long": ("mistral", settings(window=6), "0.attn.pattern"),
@@ -362,7 +359,7 @@ def test_exchanging_source_text_is_itself_no_fault(function_name, monkeypatch):
 
 
 def test_a_position_that_is_wrong_only_with_a_cache_is_caught_by_a_cache(monkeypatch):
-    plant = edited("attention", ("start = 0 if cache is None else cache.length", "start = 0"))
+    plant = edited("places_of", ("positions_of(T, start, tree)", "positions_of(T, 0, tree)"))
     model = plant(model_of("llama"), monkeypatch)
     reference = golden("llama")
     ids = reference[1]["ids"]

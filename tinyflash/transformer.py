@@ -11,10 +11,14 @@ here knows.
 Arrays may carry leading batch axes in front of (T, D), as in training; then `cache` is None.
 """
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from tinyflash.kv_cache import KVCache
 from tinyflash.ops import (
     NORMS,
     activation,
@@ -49,34 +53,65 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tr
             "a text, so it has no KV cache."
         )
     T = ids.shape[-1]
-    start = 0 if cache is None else cache.length
-    x = embed(weights, config, ids, start, tree)
+    places = places_of(config, T, cache, tree)
+    x = embed(weights, config, ids, places.positions)
     tap("embed", x)
     for i in range(config.layers):
         feed_forward = feed_forwards[i] if feed_forwards else None
-        x = block(weights, config, i, x, cache, tap, feed_forward, tree)
+        x = block(weights, config, i, x, places, tap, feed_forward)
     if cache is not None:
         cache.advance(T)
     return unembed(weights, config, x, tap)
 
 
-def embed(weights, config, ids, start, tree=None):
+@dataclass(frozen=True)
+class Places:
+    """Where the T tokens of one pass stand, and the S tokens that they may look at.
+
+    positions : int (T,), how many tokens stand before each
+    keys      : int (S,), the same of the S: the cached ones, then these T
+    seen      : for each length of window that a layer has (None: no window), which of the S each
+                token may look at, bool (T, S)
+    cache     : KVCache of the tokens before these, to which each layer adds these; or None
+    """
+
+    positions: np.ndarray
+    keys: np.ndarray
+    seen: dict[int | None, np.ndarray]
+    cache: KVCache | None = None
+
+
+def places_of(config, T, cache=None, tree=None) -> Places:
+    """The Places of a pass over T tokens; cache, tree: see `forward`."""
+    start = 0 if cache is None else cache.length
+    S = start + T
+    positions = positions_of(T, start, tree)
+    keys = np.arange(S, dtype=np.int64) if tree is None else key_positions(tree, start)
+    seen = {}
+    for window in {config.window_of(i) for i in range(config.layers)}:
+        if not config.causal:
+            seen[window] = np.ones((T, S), dtype=np.bool_)
+        elif tree is None:
+            seen[window] = visible(start, T, S, window)
+        else:
+            seen[window] = in_sight(tree, start, window)
+    return Places(positions, keys, seen, cache)
+
+
+def embed(weights, config, ids, positions):
     """Token embeddings plus, in families that learn them, position embeddings.
 
     Gemma scales the tokens' by config.embed_scale; encoders normalize the sum.
 
-    ids : int (..., T);  start : position of the first of them;  tree : see `forward`
-    returns: (..., T, D)
+    ids : int (..., T);  positions : int (T,);  returns: (..., T, D)
     """
-    T = ids.shape[-1]
     x = rows(weights["embed.weight"], ids)  # (..., T, E)
     if config.embed_scale != 1:
         x = x * config.embed_scale
     if config.embed_width != config.width:
         x = linear(x, weights["embed.project.weight"])  # (..., T, D)
     if config.positions == "learned":
-        positions = config.position_offset + positions_of(T, start, tree)
-        x = x + rows(weights["positions.weight"], positions)
+        x = x + rows(weights["positions.weight"], config.position_offset + positions)
     if config.embed_norm:
         x = norm(weights.get, config, "embed.norm", x, no_tap)
     return x
@@ -87,7 +122,7 @@ def positions_of(T, start, tree=None):
     return start + (np.arange(T, dtype=np.int64) if tree is None else tree.depths)
 
 
-def block(weights, config, i, x, cache, tap, feed_forward=None, tree=None):
+def block(weights, config, i, x, places, tap, feed_forward=None):
     """Layer i: attention and feed-forward, each added to what came in.
 
     Norms stand before each part (x + f(norm(x))) or, where config.norm_after, after the sum
@@ -97,7 +132,7 @@ def block(weights, config, i, x, cache, tap, feed_forward=None, tree=None):
     Layers that share weights stand in a row: layer i has those of layer i // layer_repeats, and a
     KV cache of its own (MobileLLM, arXiv 2402.14905, §2.3).
 
-    x : (..., T, D);  returns: (..., T, D)
+    x : (..., T, D);  places : Places of the T;  returns: (..., T, D)
     """
     tap = under(tap, f"layers.{i}.")
     layer = under_prefix(weights, f"layers.{config.weight_layer(i)}.")
@@ -105,26 +140,26 @@ def block(weights, config, i, x, cache, tap, feed_forward=None, tree=None):
 
     tap("resid_pre", x)
     if config.norm_after:
-        x = x + attention(layer, config, i, x, cache, tap, tree)
+        x = x + attention(layer, config, i, x, places, tap)
         tap("resid_mid", x)
         x = norm(layer, config, "attn.norm", x, tap)
         x = norm(layer, config, "ffn.norm", x + feed_forward(x), tap)
     elif config.parallel:
         normed = norm(layer, config, "attn.norm", x, tap)
-        attended = attention(layer, config, i, normed, cache, tap, tree)
+        attended = attention(layer, config, i, normed, places, tap)
         if not config.shared_norm:
             normed = norm(layer, config, "ffn.norm", x, tap)
         x = x + attended + feed_forward(normed)
     else:
         normed = norm(layer, config, "attn.norm", x, tap)
-        x = x + attention(layer, config, i, normed, cache, tap, tree)
+        x = x + attention(layer, config, i, normed, places, tap)
         tap("resid_mid", x)
         x = x + feed_forward(norm(layer, config, "ffn.norm", x, tap))
     tap("resid_post", x)
     return x
 
 
-def attention(layer, config, i, x, cache, tap, tree=None):
+def attention(layer, config, i, x, places, tap):
     """Every token looks at itself and at those before it, through H heads.
 
     pattern = softmax(q kᵀ / √K), z = pattern v      (Attention is all you need, §3.2.1)
@@ -133,15 +168,16 @@ def attention(layer, config, i, x, cache, tap, tree=None):
     arXiv 2305.13245, §2.2): their queries are stacked under one another, so that no key is ever
     copied.
 
-    x : (..., T, D);  tree : see `forward`;  returns: (..., T, D)
+    x : (..., T, D);  places : Places of the T;  returns: (..., T, D)
     """
     *batch, T, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_width
-    start = 0 if cache is None else cache.length
 
-    q = linear(x, layer("attn.q.weight"), layer("attn.q.bias")).reshape(*batch, T, H, K)
-    k = linear(x, layer("attn.k.weight"), layer("attn.k.bias")).reshape(*batch, T, G, K)
-    v = linear(x, layer("attn.v.weight"), layer("attn.v.bias")).reshape(*batch, T, G, K)
+    q = linear(x, layer("attn.q.weight"), layer("attn.q.bias"))  # (..., T, H·K)
+    k = linear(x, layer("attn.k.weight"), layer("attn.k.bias"))  # (..., T, G·K)
+    v = linear(x, layer("attn.v.weight"), layer("attn.v.bias"))
+    q = q.reshape(*batch, T, H, K)  # (..., T, H, K)
+    k, v = k.reshape(*batch, T, G, K), v.reshape(*batch, T, G, K)  # (..., T, G, K)
     tap("attn.q", q)
     tap("attn.k", k)
     tap("attn.v", v)
@@ -149,36 +185,36 @@ def attention(layer, config, i, x, cache, tap, tree=None):
         q = norm(layer, config, "attn.norm_q", q, tap)
         k = norm(layer, config, "attn.norm_k", k, tap)
     if config.positions == "rotary":
-        positions = positions_of(T, start, tree)
         frequencies = rotary_frequencies(config.rope, config.turned)
-        q, k = rotary(q, positions, frequencies), rotary(k, positions, frequencies)
+        q = rotary(q, places.positions, frequencies)
+        k = rotary(k, places.positions, frequencies)
         tap("attn.rot_q", q)
         tap("attn.rot_k", k)
 
-    q = q.swapaxes(-3, -2).reshape(*batch, G, (H // G) * T, K)
+    q = q.swapaxes(-3, -2).reshape(*batch, G, (H // G) * T, K)  # (..., G, H/G·T, K)
     k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)  # (..., G, T, K)
-    if cache is not None:
-        k, v = cache.append(i, k, v)  # (G, S, K)
+    if places.cache is not None:
+        k, v = places.cache.append(i, k, v)  # (G, S, K)
     S = k.shape[-2]
 
-    scores = (q @ k.swapaxes(-2, -1)).reshape(*batch, H, T, S) * (1 / math.sqrt(K))
+    scores = q @ k.swapaxes(-2, -1)  # (..., G, H/G·T, S)
+    scores = scores.reshape(*batch, H, T, S) * (1 / math.sqrt(K))  # (..., H, T, S)
     if config.positions == "alibi":
-        bias = alibi(H, S)  # (H, 1, S), of key positions 0 … S-1
-        if tree is not None:
-            bias = bias[..., key_positions(tree, start)]
+        bias = alibi(H, S)[..., places.keys]  # (H, 1, S)
         scores = scores + bias.astype(scores.dtype) * (1 / math.sqrt(K))
     tap("attn.scores", scores)
-    window = config.window_of(i)
-    if config.causal and (T > 1 or window):
-        seen = visible(start, T, S, window) if tree is None else in_sight(tree, start, window)
+    seen = places.seen[config.window_of(i)]  # (T, S)
+    if not seen.all():
         scores = np.where(seen, scores, -math.inf)
     pattern = softmax(scores)
     tap("attn.pattern", pattern)
 
-    z = pattern.reshape(*batch, G, (H // G) * T, S) @ v
-    z = z.reshape(*batch, H, T, K).swapaxes(-3, -2)  # (..., T, H, K)
+    pattern = pattern.reshape(*batch, G, (H // G) * T, S)  # (..., G, H/G·T, S)
+    z = (pattern @ v).reshape(*batch, H, T, K)  # (..., H, T, K)
+    z = z.swapaxes(-3, -2)  # (..., T, H, K)
     tap("attn.z", z)
-    out = linear(z.reshape(*batch, T, H * K), layer("attn.o.weight"), layer("attn.o.bias"))
+    z = z.reshape(*batch, T, H * K)  # (..., T, H·K)
+    out = linear(z, layer("attn.o.weight"), layer("attn.o.bias"))
     tap("attn.out", out)
     return out
 

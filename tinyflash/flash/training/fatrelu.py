@@ -32,7 +32,7 @@ from tinyflash.flash.training.layer_by_layer import (
     run_block,
 )
 from tinyflash.ops import ACTIVATIONS, linear
-from tinyflash.transformer import block, no_tap, under_prefix
+from tinyflash.transformer import block, no_tap, places_of, under_prefix
 
 DIGITS = 13  # binary ones of a magnitude that are told apart
 BINS = 1 << (8 + DIGITS)  # 8 digits of the exponent before them
@@ -85,7 +85,7 @@ def layer_threshold(layer, config, i, stream, sparsity):
         return np.zeros_like(x)
 
     for x in stream:
-        block(layer, config, i, x, None, no_tap, only_look)
+        block(layer, config, i, x, places_of(config, len(x)), no_tap, only_look)
     return quantile(counts, sparsity)
 
 

@@ -11,7 +11,14 @@ import numpy as np
 from tinyflash.flash.neuron_rows import NeuronRows
 from tinyflash.flash.store.convert import let_go
 from tinyflash.matrices.half import HalfMatrix
-from tinyflash.transformer import block, dense_feed_forward, embed, no_tap, under_prefix
+from tinyflash.transformer import (
+    block,
+    dense_feed_forward,
+    embed,
+    no_tap,
+    places_of,
+    under_prefix,
+)
 
 
 def embedded_sequences(weights, config, sequences):
@@ -19,7 +26,8 @@ def embedded_sequences(weights, config, sequences):
 
     weights   : the resident ones;  sequences : ints (T,) each, all beginning at position 0
     """
-    return [embed(weights, config, np.asarray(ids, dtype=np.int64), 0) for ids in sequences]
+    sequences = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+    return [embed(weights, config, ids, places_of(config, len(ids)).positions) for ids in sequences]
 
 
 def layer_weights(store, reader, weights, i, threshold=None):
@@ -58,7 +66,7 @@ def run_block(layer, config, i, x, see=no_tap):
         see("ffn.in", x)
         return dense_feed_forward(names, config, x, see)
 
-    return block(layer, config, i, x, None, no_tap, feed_forward)
+    return block(layer, config, i, x, places_of(config, len(x)), no_tap, feed_forward)
 
 
 def let_go_of(layer):
