@@ -59,6 +59,8 @@ class Chat:
         kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
         settings = self.model.settled(settings)
         generation = Generation(self.model, ids, cache=self.cache, **settings)
+        if self.generation is not None:
+            self.generation.close()  # the cache is another's from here on
         self.cache.truncate(kept)
         self.answered, self.generation = messages, generation
         return generation

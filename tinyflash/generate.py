@@ -84,8 +84,6 @@ class Generation:
         self.counts, self.spent = StepCounts(), TokenCounters()
         check_request(self)
         self.rng = np.random.default_rng(self.sampling.seed)
-        if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
-            self.drafter.begin(self.choose, self.rng)
         tokens = min(len(self.prompt_ids) + self.max_new_tokens, model.config.context)
         tokens += spare_nodes(self.drafter)
         self.cache = model.new_cache(tokens) if cache is None else cache
@@ -93,6 +91,7 @@ class Generation:
             model.reserve(tokens)
             cache.reserve(tokens)
         self._pieces = self._run()
+        self._whole = False  # whether it came to its end
 
     def choose(self, logits, step):
         """The distribution of the next token, by all that the text holds.
@@ -106,7 +105,23 @@ class Generation:
         return self
 
     def __next__(self):
-        return next(self._pieces)
+        """The next piece of text.
+
+        raises: ValueError if an exception ended the text before; another text may be begun
+        """
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            if self._whole:
+                raise
+        raise ValueError(
+            "This text was interrupted and goes no further, `text` and `ids` hold its beginning; "
+            "generate it again."
+        )
+
+    def close(self):
+        """End it as it is. Its cache may then be used for another text."""
+        self._pieces.close()
 
     def _run(self):
         """Pieces of text, as soon as they are certain to be part of the answer."""
@@ -128,6 +143,7 @@ class Generation:
         if piece:
             self.text += piece
             yield piece
+        self._whole = True
 
     def _tokens(self):
         """New tokens until a stop rule; the end-of-text token is not among them."""
@@ -167,6 +183,8 @@ class Generation:
         start = self.cache.length
         room = min(self.max_new_tokens - len(self.ids), self.model.config.context - start) - 1
         ids = [*self.prompt_ids, *self.ids]
+        if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
+            self.drafter.begin(self.choose, self.rng)
         tree = self.drafter.propose(ids, self.hidden) if room else chain(ids[-1:])
         if len(tree) > room + 1:  # or it is not too deep
             tree = tree.cut(room)

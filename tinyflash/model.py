@@ -64,7 +64,8 @@ class Model:
                 before; once it is decided which of its tokens stay, see `keep`
         returns: (T, V), float32 (or float64 if the model was loaded so)
         raises: ValueError if the ids are none of the vocabulary, the context overflows, or weights
-                with Inf or NaN made the logits meaningless
+                with Inf or NaN made the logits meaningless. After this and every other exception,
+                as Ctrl-C, the cache is as it was, and the next call may come
         """
         ids = token_ids(ids, self.config.vocab_size)
         known = 0 if cache is None else cache.length
@@ -76,18 +77,29 @@ class Model:
                 f"{deep} tokens do not fit this model's context of "
                 f"{self.config.context}; shorten the text."
             )
-        undecided = len(ids) if tree is not None and len(ids) > 1 else 0  # a root always stays
-        layers = self.flash.begin(tap, undecided) if self.flash else None
+        try:
+            logits = self._pass(ids, cache, tap, tree)
+            if not np.isfinite(logits).all():
+                raise ValueError(self._why_infinite())
+            return logits
+        except BaseException:  # Ctrl-C, too: the cache holds what it held
+            if cache is not None:
+                cache.truncate(known)
+            raise
+
+    def _pass(self, ids, cache, tap, tree):
+        """One forward pass, when it is our turn: (T, V) logits."""
+        turn = self.flash.turn if self.flash else nullcontext()
         # BLAS's threads go on spinning after a product, and take the time of ours: few tokens gain
         # nothing by them.
         threads = OneBlasThread() if len(ids) <= FEW_TOKENS else nullcontext()
-        # One sentence below says more than NumPy's warnings.
-        with threads, np.errstate(all="ignore"):
+        undecided = len(ids) if tree is not None and len(ids) > 1 else 0  # a root always stays
+        # One sentence above says more than NumPy's warnings.
+        with turn, threads, np.errstate(all="ignore"):
+            layers = self.flash.begin(tap, undecided, cache) if self.flash else None
             logits = forward(self.weights, self.config, ids, cache, tap or no_tap, layers, tree)
-        if self.flash:
-            self.flash.end()
-        if not np.isfinite(logits).all():
-            raise ValueError(self._why_infinite())
+            if self.flash:
+                self.flash.end()
         return logits
 
     def keep(self, cache, start, path):
@@ -97,7 +109,7 @@ class Model:
         """
         cache.keep(start, path)
         if self.flash:
-            self.flash.keep(path)
+            self.flash.keep(path, cache)
 
     def _why_infinite(self):
         """Which weight made the logits Inf or NaN: 16-bit matrices have been checked by now."""

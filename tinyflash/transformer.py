@@ -59,9 +59,10 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tr
     for i in range(config.layers):
         feed_forward = feed_forwards[i] if feed_forwards else None
         x = block(weights, config, i, x, places, tap, feed_forward)
+    logits = unembed(weights, config, x, tap)
     if cache is not None:
         cache.advance(T)
-    return unembed(weights, config, x, tap)
+    return logits
 
 
 @dataclass(frozen=True)

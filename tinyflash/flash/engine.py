@@ -1,6 +1,7 @@
 """Opens a flash directory as what the forward pass needs: weights, and a feed-forward a layer."""
 
 import itertools
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, STREAMED_MODES, FlashFeedForward
 from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.predictor import read_predictors
+from tinyflash.flash.read_ahead import background
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import Store, resident_weights
@@ -19,6 +21,7 @@ from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.flash.windowed import Windowed
 from tinyflash.transformer import no_tap
+from tinyflash.turns import Turn
 from tinyflash.weights import bytes_of
 
 TOKENS = 256  # that the KV cache has room for until more are asked for
@@ -28,11 +31,17 @@ TOKENS = 256  # that the KV cache has room for until more are asked for
 class FlashEngine:
     """A model whose feed-forwards stay on flash.
 
+    What its layers know of themselves is right between `begin` and `end`, and between `end` and
+    the next `begin`. So a pass is marked as begun, and one that finds the mark of another, which
+    an exception ended anywhere, forgets what the layers hold and reads it again. That changes no
+    result, as nothing that a cache holds ever does. A forked child does the same.
+
     weights   : dict name -> weight, all but the feed-forward matrices
     budget    : Budget; only `make_room_for_kv_cache` changes it
     k         : tokens of the window, or None for as many as fit
     layers    : the feed-forwards, or empty until they are first asked for
     last_cost : TokenCounters of the last forward pass, all layers together
+    turn      : Turn, to be held during a pass: `with engine.turn:`
     """
 
     store: Store
@@ -46,19 +55,30 @@ class FlashEngine:
     thresholds: list | None
     layers: list = field(default_factory=list)
     last_cost: TokenCounters = field(default_factory=TokenCounters)
+    turn: Turn = field(default_factory=lambda: Turn("This model"))
+    unfinished: bool = False  # whether a pass was begun that has not come to its end
+    process: int = field(default_factory=os.getpid)
+    undecided: int | None = None  # id of the KVCache of the last pass, if it has to say what stays
 
     @property
     def feed_forwards(self):
         """One FlashFeedForward a layer, for `transformer.forward`; allocated when first asked."""
         if not self.layers:
-            layers = []
-            for i in range(self.store.config.layers):
-                layers.append(self._feed_forward(i, layers[0] if layers else None))
-            if self.mode == "all":
-                for layer, following in itertools.pairwise(layers):
-                    layer.next = following
-            self.layers = layers
+            with self.turn:
+                self._allocate()
         return self.layers
+
+    def _allocate(self):
+        """Allocate the layers, unless they are there. Half of them are never there."""
+        if self.layers:
+            return
+        layers = []
+        for i in range(self.store.config.layers):
+            layers.append(self._feed_forward(i, layers[0] if layers else None))
+        if self.mode == "all":
+            for layer, following in itertools.pairwise(layers):
+                layer.next = following
+        self.layers = layers
 
     def _feed_forward(self, i, first) -> FlashFeedForward:
         """The feed-forward of layer i, within its share of the budget.
@@ -92,10 +112,14 @@ class FlashEngine:
 
         raises: ValueError if the memory allowed is too little for that; nothing has changed then
         """
-        if tokens > self.budget.tokens:
+        if tokens <= self.budget.tokens:
+            return
+        with self.turn:
+            tokens = max(tokens, self.budget.tokens)  # another may have asked for more meanwhile
             about = self.store, self.weights, self.mode, self.predictors, self.kv_dtype
             budget = budget_of(*about, self.budget.memory, tokens)
-            self.layers, self.budget = [], budget
+            self.layers = []  # before the budget: layers are never larger than it allows
+            self.budget = budget
 
     @property
     def nbytes(self):
@@ -123,26 +147,49 @@ class FlashEngine:
             "KV cache": self.budget.kv_cache,
         }
 
-    def begin(self, tap=None, undecided=0):
+    def begin(self, tap=None, undecided=0, cache=None):
         """Before a forward pass: the layers show their tensors to `tap`; returns them.
 
         undecided : that many tokens are computed, and `keep` says afterwards which of them stay
+        cache     : the KVCache of these tokens, by which `keep` knows them, or None
         """
-        for layer in self.feed_forwards:
+        if self.unfinished or self.process != os.getpid():
+            self._forget()
+        self.unfinished = True
+        self._allocate()
+        for layer in self.layers:
             layer.tap = tap or no_tap
             layer.take_counters()
             layer.suppose(undecided)
-        return self.feed_forwards
+        self.undecided = id(cache) if undecided else None
+        return self.layers
 
-    def keep(self, path):
-        """Of the undecided tokens those on `path` stay, see `Window.keep`."""
-        for layer in self.feed_forwards:
-            layer.keep(path)
+    def _forget(self):
+        """Make the layers as they were when they were new: the last pass did not end."""
+        if self.process == os.getpid():
+            background().submit(int).result()  # all that was to be read ahead has been
+        for layer in self.layers:
+            layer.forget()
+        self.process, self.unfinished = os.getpid(), False
+
+    def keep(self, path, cache=None):
+        """Of the undecided tokens those on `path` stay, see `Window.keep`.
+
+        If another text was computed in between, or a pass that did not end, it was decided there.
+        """
+        with self.turn:
+            if self.unfinished or self.undecided != id(cache):
+                return
+            self.unfinished = True
+            for layer in self.layers:
+                layer.keep(path)
+            self.unfinished = False
 
     def end(self):
         """After a forward pass: add up what its layers spent."""
-        spent = [layer.take_counters() for layer in self.feed_forwards]
+        spent = [layer.take_counters() for layer in self.layers]
         self.last_cost = sum(spent, TokenCounters())
+        self.unfinished = False
 
 
 def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=np.float32):

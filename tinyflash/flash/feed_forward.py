@@ -86,6 +86,10 @@ class FlashFeedForward:
         taken, self.counters = self.counters, TokenCounters()
         return taken
 
+    def forget(self):
+        """Be as when it was new: an exception came at a point that nobody knows."""
+        self.counters = TokenCounters()
+
     def suppose(self, tokens: int):
         """The next so many tokens may not stay, see `Window.suppose`. Nothing, without a window."""
 
@@ -96,7 +100,7 @@ class FlashFeedForward:
         """down(act(up(x))), or gated down(act(gate(x)) · up(x)), from the neurons that matter.
 
         x : (T, D);  returns: (T, D), of x's dtype
-        raises: OSError or ValueError if flash cannot be read; the next call may be tried
+        raises: OSError or ValueError if flash cannot be read; `forget` before the next call
         """
         spent, moves = TokenCounters(calls=1), Moves()
         active, y = self._compute(x, spent, moves)

@@ -37,10 +37,17 @@ class NeuronCache:
         if rows < 1:
             raise ValueError(f"A neuron cache needs at least 1 row, not {rows}.")
         self.matrix = aligned_empty((rows, width), dtype)
-        self.pointer = np.full(rows, -1, dtype=np.int64)
-        self.bias = np.zeros(rows, dtype=bias_dtype)
+        self.pointer = np.empty(rows, dtype=np.int64)
+        self.bias = np.empty(rows, dtype=bias_dtype)
+        self.row_of = np.empty(F, dtype=np.int64)
+        self.clear()
+
+    def clear(self):
+        """Hold no neuron."""
+        self.pointer[:] = -1
+        self.bias[:] = 0
+        self.row_of[:] = -1
         self.num_used = 0
-        self.row_of = np.full(F, -1, dtype=np.int64)
 
     @property
     def neurons(self):

@@ -9,11 +9,11 @@ ours; the paper reads when a layer is reached. Deja Vu, arXiv 2310.17157, predic
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
 from tinyflash.flash.counters import ReadCounters, TokenCounters
+from tinyflash.workers import once_a_process
 
 TRIED = 256  # neurons read ahead before a layer is judged by them
 NONE = np.empty(0, dtype=np.int64)
@@ -105,7 +105,7 @@ class ReadAhead:
         return arrived
 
 
-@cache
-def background():
+@once_a_process
+def background() -> ThreadPoolExecutor:
     """The thread that waits for flash while others multiply; it reads in the order it is asked."""
     return ThreadPoolExecutor(1, thread_name_prefix="ahead")

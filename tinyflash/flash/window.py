@@ -18,6 +18,7 @@ class Window:
     """For each neuron of one layer the token that used it last; all else follows from its age.
 
     k         : window length in tokens, k ≥ 1; as long as n tokens are undecided, n more
+    length    : the same without them
     tokens    : tokens seen so far
     last_used : int (F,), number of the token that used it last, or NEVER
     """
@@ -29,9 +30,14 @@ class Window:
         """
         if k < 1:
             raise ValueError(f"A window is at least 1 token long, not {k}.")
-        self.k = k
+        self.F, self.length = F, k
+        self.clear()
+
+    def clear(self):
+        """As if no token had passed."""
+        self.k = self.length
         self.tokens = 0
-        self.last_used = np.full(F, NEVER, dtype=np.int64)
+        self.last_used = np.full(self.F, NEVER, dtype=np.int64)
         self._before = None  # while tokens are undecided: k, tokens and last_used without them
         self._undecided = []  # and what they use, bool (T, F)
 

@@ -76,6 +76,13 @@ class Windowed(FlashFeedForward):
         """The rows of the cache."""
         return (self.cache.matrix,)
 
+    def forget(self):
+        """Hold nothing, and know of no token. What was to be read ahead has to have ended."""
+        super().forget()
+        self.ahead.job = None
+        self.cache.clear()
+        self.window.clear()
+
     def suppose(self, tokens):
         """The next so many tokens may not stay: nothing goes for their sake until `keep`."""
         self.window.suppose(tokens)

@@ -15,6 +15,7 @@ from tinyflash.checks import is_count
 from tinyflash.kv_cache import common_length
 from tinyflash.sampling import distribution, draw
 from tinyflash.speculative.tree import chain
+from tinyflash.turns import Turn
 
 PREFILL = 256  # tokens computed at once: bounds the (H, T, S) scores
 
@@ -25,7 +26,7 @@ class DraftModel:
     draft  : the smaller model
     length : most tokens to propose
     V      : rows of the larger model's vocabulary;  shared : those that the draft model has, too
-    cached : the tokens that its cache holds
+    cached : the tokens that its cache holds, or the first of them
     """
 
     def __init__(self, model, draft, length=4):
@@ -45,6 +46,7 @@ class DraftModel:
         self.shared = min(self.V, draft.config.vocab_size)
         self.cache = draft.new_cache()
         self.cached = []
+        self.turn = Turn("This drafter")
         self.begin(lambda logits, step: distribution(logits, 0), np.random.default_rng(0))
 
     def begin(self, choose, rng):
@@ -68,6 +70,11 @@ class DraftModel:
         length = min(self.length, self.draft.config.context - len(ids) + 1)
         if length < 1 or max(ids) >= self.draft.config.vocab_size:
             return chain(ids[-1:])
+        with self.turn:
+            return self._chain(ids, length)
+
+    def _chain(self, ids, length):
+        """`propose`, when it is our turn: `length` tokens, one after the other."""
         logits = self._read(list(ids))
         tokens, laws = [ids[-1]], []
         while True:
@@ -82,7 +89,8 @@ class DraftModel:
 
     def _read(self, ids):
         """Compute what the cache does not hold of the text: (V,) logits after its last token."""
-        kept = min(common_length(self.cached, ids), len(ids) - 1)
+        # After an interruption either may be ahead of the other; what both have is right.
+        kept = min(common_length(self.cached[: self.cache.length], ids), len(ids) - 1)
         self.cache.truncate(kept)
         self.cached = ids[:kept]
         for first in range(kept, len(ids), PREFILL):
