@@ -4,7 +4,7 @@ folder = write_stores(tmp_path)
 subject = Subject(folder, "all", "ngram")
 trace = Trace(main=True)
 trace.record(subject.use)                 # what can be interrupted: trace.lines, trace.events
-trace.interrupt(subject.use, line=("tinyflash/flash/engine.py", 120, 1))
+trace.interrupt(subject.use, line=("flash/engine.py", 120, 1))
 subject.judge()                           # "right", "refused: …" or "WRONG …"
 """
 
@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from helpers_models import CONFIGS, write_model
@@ -20,7 +21,8 @@ from test_redrafter import random_drafter
 
 import tinyflash
 from tinyflash import workers
-from tinyflash.flash import read_ahead
+from tinyflash.flash import engine, read_ahead
+from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 from tinyflash.generate import greedy
@@ -52,8 +54,13 @@ def write_stores(directory, names=("small", "wide")):
 class Subject:
     """One Model that is used again and again, and another one that knows what is right."""
 
-    def __init__(self, folder, mode, drafter, name="small"):
-        self.folder, self.mode, self.name = folder, mode, name
+    def __init__(self, folder, mode, drafter, name="small", queue=True, brief=False):
+        """mode : one of MODES;  drafter : one of DRAFTERS;  queue : whether Linux's reads
+
+        brief : use it for fewer tokens, and judge it by one text
+        """
+        self.new, self.prompts = (3, PROMPTS[:1]) if brief else (NEW, PROMPTS)
+        self.folder, self.mode, self.name, self.queue = folder, mode, name, queue
         self.model, self.right = self.opened(), self.opened()
         self.drafter = self.made(drafter)
         self.texts, self.answers = {}, {}
@@ -65,7 +72,8 @@ class Subject:
             return tinyflash.load(self.folder / self.name)
         store, predicted = self.folder / f"{self.name}.flash", ("predictor", "window", "all")
         memory = "120%" if self.mode in predicted and self.name == "small" else "90%"
-        return tinyflash.load(store, memory=memory, mode=self.mode, k=2)
+        with mock.patch.object(engine, "open_queue", open_queue if self.queue else lambda: None):
+            return tinyflash.load(store, memory=memory, mode=self.mode, k=2)
 
     def made(self, drafter):
         """A drafter, the same object for every text, so that what it remembers is tried too."""
@@ -82,15 +90,16 @@ class Subject:
             return ReDrafter(network, embed, width=2, length=3)
         return None
 
-    def settings(self, new=NEW):
+    def settings(self, new):
+        """Of a text of at most so many tokens."""
         return {"max_new_tokens": new, "temperature": 0, "drafter": self.drafter}
 
     def use(self):
         """What is interrupted: a text, and one turn of a conversation."""
-        self.generation = self.model.generate(PROMPTS[0], **self.settings())
+        self.generation = self.model.generate(PROMPTS[0], **self.settings(self.new))
         list(self.generation)
         self.generation = None
-        list(self.chat.say("the river", **self.settings(3)))
+        list(self.chat.say("the river", **self.settings(2)))
 
     def expected(self, prompt, new):
         """The right continuation of some tokens, up to an end of text."""
@@ -123,7 +132,7 @@ class Subject:
         made, self.generation = self.generation, None
         if made is None:
             return "right"
-        expected = self.expected(PROMPTS[0], NEW)
+        expected = self.expected(PROMPTS[0], self.new)
         if made.ids != expected[: len(made.ids)]:
             return f"WRONG ids of the interrupted text: {made.ids} of {expected}"
         try:
@@ -136,11 +145,11 @@ class Subject:
 
     def judge_texts(self):
         """Three texts, and logits, by the same Model and the same drafter."""
-        for prompt in PROMPTS:
-            made = self.model.generate(prompt, **self.settings())
+        for prompt in self.prompts:
+            made = self.model.generate(prompt, **self.settings(self.new))
             list(made)
-            if made.ids != self.expected(prompt, NEW):
-                return f"WRONG text {made.ids} instead of {self.expected(prompt, NEW)}"
+            if made.ids != self.expected(prompt, self.new):
+                return f"WRONG text {made.ids} instead of {self.expected(prompt, self.new)}"
         if "logits" not in self.texts:
             self.texts["logits"] = self.right.logits(PROMPTS[0])
         away = np.abs(self.model.logits(PROMPTS[0]) - self.texts["logits"]).max()
@@ -149,9 +158,9 @@ class Subject:
     def judge_the_chat(self):
         """The conversation goes on from what was said; then a new one begins."""
         if self.chat.generation is not None:
-            made = self.chat.say("a stone", **self.settings(4))
+            made = self.chat.say("a stone", **self.settings(2))
             list(made)
-            expected = self.expected(made.prompt_ids, 4)
+            expected = self.expected(made.prompt_ids, 2)
             if made.ids != expected:
                 return f"WRONG answer {made.ids} instead of {expected}"
         self.chat = self.model.chat()
@@ -163,19 +172,20 @@ class Trace:
 
     main : whether this thread is looked at; else the package's other threads, which must begin
            after this was made
-    lines: Counter of (file, line);  events: bytecodes
+    lines: Counter of (file, line);  events: number of bytecodes
+    calls: Counter of (file, function, "call" or "return")
     """
 
     def __init__(self, main=True):
         self.main, self.on, self.hit = main, False, False
-        self.line = self.event = None
+        self.line = self.event = self.call = None
         self.watched = {}
         self.forget()
         if not main:
             threading.settrace(self.called)
 
     def forget(self):
-        self.lines, self.events = Counter(), 0
+        self.lines, self.events, self.calls = Counter(), 0, Counter()
 
     def record(self, run):
         """Count what `run` does."""
@@ -183,9 +193,14 @@ class Trace:
         self._traced(run)
         return self.lines, self.events
 
-    def interrupt(self, run, line=None, event=None):
-        """Raise in `run` at (file, line, which hit) or at an event; whether that was reached."""
-        self.line, self.event, self.hit = line, event, False
+    def interrupt(self, run, line=None, event=None, call=None):
+        """Raise in `run`; whether that point was reached.
+
+        line : (file, line, which hit);  event : a number
+        call : (file, function, "call" or "return", which hit): before its first line, after its
+               last; what it was to return is lost
+        """
+        self.line, self.event, self.call, self.hit = line, event, call, False
         self.forget()
         if not self.main:  # a thread that has raised is not traced any more
             workers.pool.cache_clear()
@@ -195,7 +210,7 @@ class Trace:
         except KeyboardInterrupt:
             pass
         finally:
-            self.line = self.event = None
+            self.line = self.event = self.call = None
         return self.hit
 
     def _traced(self, run):
@@ -218,8 +233,15 @@ class Trace:
             self.watched[file] = name if name.startswith(WATCHED) else None
         if self.watched[file] is None:
             return None
-        frame.f_trace_opcodes = self.line is None
+        frame.f_trace_opcodes = self.line is None and self.call is None
+        self.count_call(frame, event)
         return self.stepped
+
+    def count_call(self, frame, event):
+        place = self.watched[frame.f_code.co_filename], frame.f_code.co_name, event
+        self.calls[place] += 1
+        if self.call == (*place, self.calls[place]):
+            self.raise_now()
 
     def stepped(self, frame, event, arg):
         if not self.on:
@@ -229,6 +251,8 @@ class Trace:
             self.lines[place] += 1
             if self.line == (*place, self.lines[place]):
                 self.raise_now()
+        elif event == "return":
+            self.count_call(frame, event)
         elif event == "opcode":
             self.events += 1
             if self.event == self.events:

@@ -1,8 +1,9 @@
 """Interrupts one Model at many places, one after the other; prints a line of JSON for each.
 
-    python tests/campaign/interrupts.py FOLDER MODE DRAFTER KIND [FIRST] [EVERY]
+    python tests/campaign/interrupts.py FOLDER MODE DRAFTER STORE KIND [FIRST] [EVERY]
 
-FOLDER is of `helpers_interrupts.write_stores`. KIND is where the interrupts come:
+FOLDER is of `helpers_interrupts.write_stores`, STORE the name of one there, or small-threads, where
+no queue of Linux's reads. KIND is where the interrupts come:
 
     lines   at every line that the main thread executes: the first, the middle and the last hit
     events  between bytecodes, at 500 random places
@@ -26,6 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers_interrupts import Subject, Trace  # noqa: E402
+
+from tinyflash.matrices import half  # noqa: E402
 
 HANGS = 20  # seconds
 RANDOM = 500  # points
@@ -72,9 +75,12 @@ def interrupt(kind, trace, subject, point):
     return by_a_timer(subject.use, point, 0.0003 if kind == "storms" else 0.0)
 
 
-def main(folder, mode, drafter, kind, first=0, every=1, name="small"):
+def main(folder, mode, drafter, store, kind, first=0, every=1):
+    """All points of one kind."""
+    half.TILE_BYTES = 4096  # several tiles, so that workers share them
     trace = Trace(main=kind != "threads")
-    subject = Subject(Path(folder), mode, drafter, name)
+    name, _, threads = store.partition("-")
+    subject = Subject(Path(folder), mode, drafter, name, queue=not threads)
     subject.judge()  # everything is allocated
     points = points_of(kind, trace, subject)
     subject.judge()
