@@ -15,6 +15,7 @@ import tinyflash
 from tinyflash import generate
 from tinyflash.chat import Chat
 from tinyflash.generate import Generation, greedy, prefill
+from tinyflash.settings import Sampling
 from tinyflash.tokenizer import Tokenizer
 
 END = 2
@@ -524,6 +525,21 @@ def test_what_is_recommended_and_not_done_is_said_once(recommending):
     (sentence,) = [str(warning.message) for warning in said]
     assert "num_beams = 4, typical_p = 0.9, bad_words_ids = [[5]], max_length = 20" in sentence
     assert "ignored" in sentence and "\n" not in sentence
+
+
+def test_settings_in_config_json_are_said_to_be_ignored(tmp_path):
+    """Old checkpoints have them there; transformers 5 looks in generation_config.json alone."""
+    config = CONFIGS["opt"] | {"do_sample": True, "temperature": 0.9, "top_k": 50, "num_beams": 1}
+    write_model(tmp_path, config, seed=4)
+    model = tinyflash.load(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"config\.json sets do_sample = True, temperature = 0\.9:"
+    ):
+        continued(model)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.9}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the two places say the same
+        assert tinyflash.load(tmp_path).generate("The").sampling == Sampling(temperature=0.9)
 
 
 def test_neutral_values_are_not_said_to_be_ignored(recommending):

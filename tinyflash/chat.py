@@ -2,6 +2,7 @@
 
 from tinyflash.generate import Generation
 from tinyflash.kv_cache import common_length
+from tinyflash.transformer import no_tap
 
 
 class Chat:
@@ -57,8 +58,10 @@ class Chat:
         # What the cache holds beyond the common beginning was tokenized otherwise; and the last
         # token is always computed again, because its logits are wanted.
         kept = min(common_length(self.cached_ids[: self.cache.length], ids), len(ids) - 1)
+        tap = settings.pop("tap", no_tap)
         settings = self.model.settled(settings)
         generation = Generation(self.model, ids, cache=self.cache, **settings)
+        generation.tap = tap
         if self.generation is not None:
             self.generation.close()  # the cache is another's from here on
         self.cache.truncate(kept)

@@ -77,6 +77,7 @@ class Generation:
         self.drafter = NoDrafter() if drafter is None else drafter
         self.tap = no_tap
         self.ids = []
+        self.hidden = None  # (D,), what the last of the said tokens was chosen from
         self.text = ""
         self.stop_reason = None
         self.prompt_seconds = 0.0

@@ -48,6 +48,18 @@ IGNORED = {
     "assistant_ensemble_weight": None,
 }
 
+# Of settings in config.json, where old checkpoints have them, the values that change nothing.
+IN_CONFIG = IGNORED | {
+    "do_sample": False,
+    "temperature": 1,
+    "top_k": 50,  # what transformers once wrote everywhere
+    "top_p": 1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "suppress_tokens": None,
+}
+
 
 @dataclass(frozen=True)
 class Recommended:
@@ -57,12 +69,14 @@ class Recommended:
     samples  : its do_sample: whether tokens are drawn; if not, the likeliest is taken
     settings : dict of `Sampling`'s names, values as the file has them, nulls left out
     ignored  : dict of what the file also says and tinyflash does not do
+    misplaced: dict of what config.json says of generating, where transformers 5 looks no longer
     """
 
     source: str = ""
     samples: object = False
     settings: dict = field(default_factory=dict)
     ignored: dict = field(default_factory=dict)
+    misplaced: dict = field(default_factory=dict)
 
     def in_force(self, given: dict) -> dict:
         """Those of the recommended settings that hold beside the given ones, by name.
@@ -106,11 +120,24 @@ class Recommended:
             ) from None
 
     def describe_ignored(self) -> str:
-        """One sentence on what of the file is not done; empty if all is."""
-        if not self.ignored:
-            return ""
-        said = ", ".join(f"{name} = {short(value)}" for name, value in self.ignored.items())
-        return f"{self.source} also sets {said}: tinyflash does not do this, so it is ignored."
+        """What the model's files say of generating and tinyflash does not do; empty if nothing."""
+        sentences = []
+        if self.ignored:
+            sentences.append(
+                f"{self.source} also sets {listed(self.ignored)}: tinyflash does not do this, so "
+                "it is ignored."
+            )
+        if self.misplaced:
+            sentences.append(
+                f"{Path(self.source).with_name('config.json')} sets {listed(self.misplaced)}: such "
+                "settings are read from generation_config.json alone, so this is ignored."
+            )
+        return " ".join(sentences)
+
+
+def listed(settings: dict) -> str:
+    """Settings in one line: `top_k = 20, num_beams = 4`."""
+    return ", ".join(f"{name} = {short(value)}" for name, value in settings.items())
 
 
 def short(value):
@@ -128,17 +155,32 @@ def read_recommended(path: Path, context: int) -> Recommended:
               they are used
     """
     file = path / "generation_config.json"
-    if not file.is_file():
-        return Recommended()
-    said = json_object(file.read_bytes(), file)
-    said = {name: value for name, value in said.items() if value is not None}
+    said = without_nulls(file)
     settings = {ours: said[name] for name, ours in NAMES.items() if name in said}
-    neutral = IGNORED | {"max_length": said.get("max_length")}
+    neutral = dict(IGNORED)
     if is_number(said.get("max_length")) and said["max_length"] < context:
         neutral["max_length"] = None
-    ignored = {
+    misplaced = {
+        name: value
+        for name, value in changing(without_nulls(path / "config.json"), IN_CONFIG).items()
+        if said.get(name) != value
+    }
+    samples = said.get("do_sample", False)
+    return Recommended(str(file), samples, settings, changing(said, neutral), misplaced)
+
+
+def without_nulls(file):
+    """A JSON dictionary without the names whose value is null; empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    said = json_object(file.read_bytes(), file)
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def changing(said, neutral):
+    """Of the settings in `neutral`, those that are said and not neutral."""
+    return {
         name: said[name]
         for name, value in neutral.items()
         if name in said and said[name] not in (value, [], {}, "")
     }
-    return Recommended(str(file), said.get("do_sample", False), settings, ignored)

@@ -162,8 +162,9 @@ class Model:
         drafter = self.drafter(given.pop("drafter", None))
         names = given.keys() & {field.name for field in fields(Sampling)}
         sampling = self.recommended.sampling({name: given.pop(name) for name in names})
-        if self.recommended.ignored:
-            warnings.warn(self.recommended.describe_ignored(), stacklevel=1)
+        ignored = self.recommended.describe_ignored()
+        if ignored:
+            warnings.warn(ignored, stacklevel=1)
         return {"sampling": sampling, "drafter": drafter, **given}
 
     def encode(self, text):

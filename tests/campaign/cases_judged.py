@@ -243,7 +243,7 @@ JUDGES = {
         "" if "tokens/s" in out or re.search("take .*(Q8_0|F16)", out) else out.strip()[-90:]
     ),
     "c18": lambda out: same_lines(out, "transformers", "tinyflash"),
-    "c19": lambda out: "" if "tokens/s" in out or re.search("padd|rows", out) else out[:90],
+    "c19": lambda out: "" if re.search("drafted tokens accepted|padd|rows", out) else out[:90],
     "c20": lambda out: "" if re.search("tokens 1 stop|special", out) else out.strip()[-60:],
     "c21": lambda out: "" if "tokens/s" in out else out.strip()[:90],
     "c22": lambda out: close(out, refusals=False),

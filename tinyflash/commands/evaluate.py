@@ -25,8 +25,7 @@ def arguments(verbs):
 
 def evaluate(options):
     """`tinyflash evaluate`"""
-    from tinyflash.choices import multiple_choice, read_questions
-    from tinyflash.evaluate import MASK, fill_mask, perplexity
+    from tinyflash.choices import read_questions
 
     if not options.text and not options.choices:
         raise ValueError("Give --text FILE for perplexity, --choices FILE.jsonl, or both.")
@@ -34,7 +33,21 @@ def evaluate(options):
     questions = read_questions(options.choices) if options.choices else None
     model = open_model(options.model, **flash_settings(options))
     result, rows = {"model": options.model}, []
-    if text is not None and not model.config.causal and MASK in text:
+    if text is not None:
+        measure_text(model, text, result, rows)
+    if questions is not None:
+        measure_choices(model, questions, result, rows)
+    if options.json:
+        terminal.json_line(result)
+    else:
+        terminal.table(f"{options.model}", ("measure", "value"), rows)
+
+
+def measure_text(model, text, result, rows):
+    """Fill an encoder's masks, or take the perplexity, into the result and the table's rows."""
+    from tinyflash.evaluate import MASK, fill_mask, perplexity
+
+    if not model.config.causal and MASK in text:
         fillings = fill_mask(model, text)
         result["masks"] = [
             [{"word": word, "probability": p} for word, p in filling] for filling in fillings
@@ -43,44 +56,43 @@ def evaluate(options):
             (f"mask {n}", ", ".join(f"{word} {100 * p:.1f} %" for word, p in filling))
             for n, filling in enumerate(fillings, start=1)
         ]
-    elif text is not None:
-        with terminal.progress("Perplexity", "tokens") as report:
-            measured = perplexity(model, text, report)
-        result |= {
-            "perplexity": measured.perplexity,
-            "nats_per_token": measured.nats,
-            "tokens": measured.tokens,
-            "context_rule": measured.rule,
-        }
-        rows += [
-            (
-                "pseudo-perplexity" if measured.masked else "perplexity",
-                f"{measured.perplexity:.4f}",
-            ),
-            ("nats per token", f"{measured.nats:.4f}"),
-            ("tokens predicted", f"{measured.tokens:,}"),
-            ("context rule", measured.rule),
-        ]
-    if questions is not None:
-        with terminal.progress("Choices", "questions") as report:
-            measured = multiple_choice(model, questions, report)
-        result |= {
-            "questions": measured.questions,
-            "accuracy": measured.accuracy,
-            "normalized_accuracy": measured.normalized_accuracy,
-            "shortened": measured.shortened,
-            "not_judged": measured.not_judged,
-        }
-        rows += [
-            ("questions", f"{measured.questions:,}"),
-            ("accuracy (log-likelihood)", f"{100 * measured.accuracy:.2f} %"),
-            ("accuracy (per byte)", f"{100 * measured.normalized_accuracy:.2f} %"),
-        ]
-        say_exceptions(measured)
-    if options.json:
-        terminal.json_line(result)
-    else:
-        terminal.table(f"{options.model}", ("measure", "value"), rows)
+        return
+    with terminal.progress("Perplexity", "tokens") as report:
+        measured = perplexity(model, text, report)
+    result |= {
+        "perplexity": measured.perplexity,
+        "nats_per_token": measured.nats,
+        "tokens": measured.tokens,
+        "context_rule": measured.rule,
+    }
+    name = "pseudo-perplexity" if measured.masked else "perplexity"
+    rows += [
+        (name, f"{measured.perplexity:.4f}"),
+        ("nats per token", f"{measured.nats:.4f}"),
+        ("tokens predicted", f"{measured.tokens:,}"),
+        ("context rule", measured.rule),
+    ]
+
+
+def measure_choices(model, questions, result, rows):
+    """Answer the questions, into the result and the table's rows."""
+    from tinyflash.choices import multiple_choice
+
+    with terminal.progress("Choices", "questions") as report:
+        measured = multiple_choice(model, questions, report)
+    result |= {
+        "questions": measured.questions,
+        "accuracy": measured.accuracy,
+        "normalized_accuracy": measured.normalized_accuracy,
+        "shortened": measured.shortened,
+        "not_judged": measured.not_judged,
+    }
+    rows += [
+        ("questions", f"{measured.questions:,}"),
+        ("accuracy (log-likelihood)", f"{100 * measured.accuracy:.2f} %"),
+        ("accuracy (per byte)", f"{100 * measured.normalized_accuracy:.2f} %"),
+    ]
+    say_exceptions(measured)
 
 
 def say_exceptions(measured):
