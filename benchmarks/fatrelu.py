@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash import terminal
-from tinyflash.bench.disk_profile import figure_class
+from tinyflash.bench.disk_profile import figure_class, is_plot, save_figure
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import embedded, find_model
-from tinyflash.files import read_text, write_whole
+from tinyflash.files import read_text, refuse_foreign, write_whole
 from tinyflash.flash.engine import open_engine
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.cached import store_of
@@ -256,7 +256,11 @@ def main():
         if arguments.plot:
             figure = draw(results, arguments.model)
             kind = Path(arguments.plot).suffix.removeprefix(".") or "png"
-            write_whole(arguments.plot, lambda file: figure.savefig(file, format=kind))
+            refuse_foreign(arguments.plot, is_plot, "a plot")
+            if kind == "png":
+                save_figure(figure, arguments.plot)
+            else:
+                write_whole(arguments.plot, lambda file: figure.savefig(file, format=kind))
     except (ValueError, OSError) as error:
         terminal.note(str(error))
         sys.exit(2)

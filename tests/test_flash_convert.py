@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +250,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_cleaned_up(
 
 def test_the_disk_may_fill_up_at_any_byte(tmp_path, source, monkeypatch):
     needed = sum(map(len, contents(convert(source, tmp_path / "reference")).values()))
+    needed += len(unfinished.SAYS)  # which is deleted in the end
     for room in (0, 1, 5000, needed // 2, needed - 4096, needed - 1):
         with monkeypatch.context() as patch, pytest.raises(OSError, match=FULL):
             room_for(patch, room)
@@ -259,12 +261,12 @@ def test_the_disk_may_fill_up_at_any_byte(tmp_path, source, monkeypatch):
 
 
 def room_for(monkeypatch, nbytes):
-    """Have open() give files that together take so many bytes, and reserve() nothing."""
+    """Have new_file() give files that take so many bytes in all, and reserve() nothing."""
     monkeypatch.setattr(unfinished, "reserve", lambda handle, nbytes: None)
 
     class Full:
-        def __init__(self, path, mode):
-            self.file = open(path, mode)
+        def __init__(self, path):
+            self.file = open(path, "xb")
 
         def write(self, data):
             nonlocal nbytes
@@ -282,7 +284,7 @@ def room_for(monkeypatch, nbytes):
         def __exit__(self, *error):
             self.file.close()
 
-    monkeypatch.setattr(unfinished, "open", Full, raising=False)
+    monkeypatch.setattr(unfinished, "new_file", Full)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "bad flash")])
@@ -346,7 +348,7 @@ while True:
                 tick()
                 return result
             return call
-        unfinished.open = ticking(open)
+        unfinished.new_file = ticking(unfinished.new_file)
         os.fsync = ticking(lambda handle: None)  # a killed process is no power cut
         os.rename, os.posix_fallocate = ticking(os.rename), ticking(os.posix_fallocate)
         convert(source, out, progress=tick)
@@ -483,17 +485,70 @@ def test_files_of_others_in_an_unfinished_directory_are_not_deleted(tmp_path, so
     part.mkdir()
     (part / "ffn.safetensors").write_bytes(b"left by a killed conversion")
     (part / "thesis.tex").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"out.part is in the way: it is no unfinished work of"):
+        convert(source, tmp_path / "out")
+    (part / unfinished.MARK).touch()
     with pytest.raises(ValueError, match=r"thesis.tex is not of an unfinished conversion; move"):
         convert(source, tmp_path / "out")
-    assert names(part) == {"ffn.safetensors", "thesis.tex"}
+    assert names(part) == {"ffn.safetensors", "thesis.tex", unfinished.MARK}
     (part / "thesis.tex").unlink()
     convert(source, tmp_path / "out")
     assert names(tmp_path) == {"model", "out"}
     part.write_bytes(b"a file")
-    with pytest.raises(OSError, match="out2.part|Not a directory"):
-        part.rename(tmp_path / "out2.part")
-        convert(source, tmp_path / "out2")
-    assert (tmp_path / "out2.part").read_bytes() == b"a file"
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ValueError, match="out.part is in the way: it is no directory; move it"):
+        convert(source, tmp_path / "out")
+    assert part.read_bytes() == b"a file"
+
+
+def test_a_whole_directory_called_part_is_left_alone(tmp_path, source):
+    whole = contents(convert(source, tmp_path / "out.part"))
+    with pytest.raises(ValueError, match=r"out.part is in the way: it is no unfinished work of"):
+        convert(source, tmp_path / "out")
+    assert contents(tmp_path / "out.part") == whole and names(tmp_path) == {"model", "out.part"}
+    convert(source, tmp_path / "elsewhere")
+    (tmp_path / "out2.part").symlink_to("elsewhere")  # nothing is written through a link
+    (tmp_path / "out3.part").symlink_to("nowhere")
+    for name in ("out2", "out3"):
+        with pytest.raises(ValueError, match=f"{name}.part is in the way: it is a symbolic link"):
+            convert(source, tmp_path / name)
+    assert contents(tmp_path / "elsewhere") == whole and not (tmp_path / "nowhere").exists()
+
+
+def test_links_in_an_unfinished_directory_are_not_followed(tmp_path, source):
+    (tmp_path / "victim").write_bytes(b"mine")
+    part = tmp_path / "out.part"
+
+    def plant(done, total):
+        link = part / "ffn.safetensors"
+        if not os.path.lexists(link):
+            link.symlink_to(tmp_path / "victim")
+
+    with pytest.raises(OSError, match="ffn.safetensors cannot be written: File exists"):
+        convert(source, tmp_path / "out", progress=plant)
+    assert (tmp_path / "victim").read_bytes() == b"mine" and names(tmp_path) == {"model", "victim"}
+
+
+def test_a_part_directory_of_another_user_is_left_alone(tmp_path, source, monkeypatch):
+    (tmp_path / "out.part").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    with pytest.raises(ValueError, match="out.part is in the way: it belongs to another user"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("what", ["changed", "deleted"])
+def test_a_source_that_changes_meanwhile_is_not_converted(tmp_path, source, name, what):
+    hits = []
+
+    def change(done, total):
+        if done > total / 2 and not hits:
+            hits.append(done)
+            os.utime(source / name) if what == "changed" else (source / name).unlink()
+
+    with pytest.raises(OSError, match=f"{name} was changed while it was converted|no weights"):
+        convert(source, tmp_path / "out", progress=change)
+    assert names(tmp_path) == {"model"}
 
 
 def test_gguf_names_of_the_helper_are_those_of_the_format():

@@ -22,11 +22,13 @@ from tinyflash import terminal
 from tinyflash.bench.disk_profile import (
     draw_profile,
     figure_class,
-    refuse_missing_directory,
+    is_plot,
+    refuse_to_replace,
+    save_figure,
     save_profile,
     show_profile,
 )
-from tinyflash.files import write_whole
+from tinyflash.costs.device_profile import load_profile
 from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
 from tinyflash.flash.reading.reader import FlashReader
 
@@ -206,16 +208,16 @@ def run(options):
     """
     if options.plot:
         figure_class()  # refused before the minutes of measuring, not after
-    for path in (options.out, options.plot):
-        if path:
-            refuse_missing_directory(path)
+        refuse_to_replace(options.plot, is_plot, "a plot")
+    if options.out:
+        refuse_to_replace(options.out, load_profile, "a device profile")
     with terminal.progress("Disk", "steps") as report:
         profile = measure_disk(options.path or ".", seconds=options.seconds, progress=report)
     if options.out:
         save_profile(profile, options.out)
     if options.plot:
         figure = draw_profile(profile)
-        write_whole(options.plot, lambda file: figure.savefig(file, format="png", dpi=150))
+        save_figure(figure, options.plot, dpi=150)
     if not options.json:
         show_profile(profile)
     return profile

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from tinyflash import terminal
-from tinyflash.costs.device_profile import PHASES, speeds_of
-from tinyflash.files import to_install, write_json
+from tinyflash.costs.device_profile import PHASES, load_profile, speeds_of
+from tinyflash.files import refuse_foreign, to_install, write_json, write_whole
 
 KIB = 1024
+DRAWN_BY = {"Software": "tinyflash"}  # in a PNG
 
 
 def save_profile(profile, path):
     """Write a device profile as JSON; the file appears whole or not at all."""
-    refuse_missing_directory(path)
+    refuse_to_replace(path, load_profile, "a device profile")
     write_json(path, profile, indent=1)
 
 
@@ -76,7 +77,31 @@ def figure_class():
     return Figure
 
 
+def save_figure(figure, path, **settings):
+    """Write a figure as PNG; raises ValueError if something else would be replaced."""
+    refuse_to_replace(path, is_plot, "a plot")
+    write_whole(
+        path, lambda file: figure.savefig(file, format="png", metadata=DRAWN_BY, **settings)
+    )
+
+
+def is_plot(path):
+    """Whether a file is a PNG that says that tinyflash drew it."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 12)
+    return start.startswith(b"\x89PNG") and DRAWN_BY["Software"].encode() in start
+
+
+def refuse_to_replace(path, ours, what):
+    """Say so early, in one sentence, if a file cannot be written where it should be.
+
+    ours, what : of what may be replaced there, see `files.refuse_foreign`
+    """
+    refuse_missing_directory(path)
+    refuse_foreign(path, ours, what)
+
+
 def refuse_missing_directory(path):
-    """Say so early, in one sentence, if a file cannot be written where it should be."""
+    """Raise a FileNotFoundError if there is no directory for a file."""
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"There is no directory {Path(path).parent} to write into.")

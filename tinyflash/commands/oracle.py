@@ -27,10 +27,16 @@ def arguments(verbs):
 
 def record(options):
     """`tinyflash record`"""
-    from tinyflash.oracle.record import manifest_of, record, write_recording
+    from tinyflash.oracle.record import (
+        manifest_of,
+        record,
+        refuse_foreign_recording,
+        write_recording,
+    )
 
     if (options.text is None) == (options.ids is None):
         raise ValueError("Give either --text TEXT or --ids 1,2,3.")
+    refuse_foreign_recording(options.out)
     model = open_model(options.model, dtype=options.dtype)
     if options.ids is not None:
         ids = ids_of(options.ids, "--ids")

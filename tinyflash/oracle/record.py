@@ -19,7 +19,7 @@ from safetensors.numpy import save
 import tinyflash
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
-from tinyflash.files import digest, read_json, write_files
+from tinyflash.files import digest, read_json, refuse_foreign, write_files
 from tinyflash.oracle.diff import top_two_margins
 from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
@@ -142,8 +142,26 @@ def write_recording(path, taps, manifest):
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in taps.items()})
     manifest = {**manifest, "taps_digest": hashlib.sha256(data).hexdigest()}
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+    refuse_foreign_recording(path)
     # After a kill between the two, the digest is not the manifest's and nothing opens.
     write_files({path: data, manifest_path: text})
+
+
+def refuse_foreign_recording(path):
+    """Raise a ValueError if a recording to `path` would replace what is no recording.
+
+    Both count: the taps, and the manifest beside them, which may be somebody's config.json.
+    """
+    path = Path(path)
+    refuse_foreign(manifest_beside(path), checked_manifest, "the manifest of a recording")
+    refuse_foreign(path, is_recording, "a recording")
+
+
+def is_recording(path):
+    """Whether a file holds the taps that the manifest beside it lists."""
+    return set(safetensors_entries(path)) == set(
+        checked_manifest(manifest_beside(path))["tap_order"]
+    )
 
 
 def read_recording(path):

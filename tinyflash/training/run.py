@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.directories import own_directory
 from tinyflash.families import read_config
-from tinyflash.files import read_json, read_text, write_files
+from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
 from tinyflash.training.language_model import Recipe, check_lengths, train
+from tinyflash.training.run_files import STATE
 from tinyflash.training.vocabulary import (
     encode_documents,
     tokenizer_files,
@@ -19,7 +22,8 @@ from tinyflash.training.vocabulary import (
 )
 from tinyflash.weights import checkpoint_files, load_weights
 
-CURVE = "training_curve.json"
+CURVE, RUN = "training_curve.json", "run.json"
+WHAT = "training a language model"
 
 
 def train_lm(options, report):
@@ -42,36 +46,38 @@ def train_lm(options, report):
     recipe = recipe_of(options, config)
     out, state = Path(options.out), Path(f"{options.out}.training")
 
-    tokenizer_file = (start or state) / "tokenizer.json"
-    if start or tokenizer_file.exists():
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    else:
-        tokenizer = train_tokenizer(text, config.vocab_size)
-    ids = encode_documents(tokenizer, text)
-    check_lengths(config, ids, recipe)
-    heldout_ids = None if heldout is None else encode_documents(tokenizer, heldout)
-    if heldout is not None and len(heldout_ids) <= recipe.length:
-        raise ValueError(
-            f"{options.heldout} has {len(heldout_ids)} tokens, fewer than one sequence of "
-            f"{recipe.length + 1}; give more held-out text or train on shorter sequences."
+    refuse_foreign_model(out)
+    with own_directory(state, is_state, WHAT):
+        tokenizer_file = (start or state) / "tokenizer.json"
+        if start or tokenizer_file.exists():
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        else:
+            tokenizer = train_tokenizer(text, config.vocab_size)
+        ids = encode_documents(tokenizer, text)
+        check_lengths(config, ids, recipe)
+        heldout_ids = None if heldout is None else encode_documents(tokenizer, heldout)
+        if heldout is not None and len(heldout_ids) <= recipe.length:
+            raise ValueError(
+                f"{options.heldout} has {len(heldout_ids)} tokens, fewer than one sequence of "
+                f"{recipe.length + 1}; give more held-out text or train on shorter sequences."
+            )
+        write_json(state / RUN, {"what": WHAT})
+        write_tokenizer(tokenizer, config.context, state)
+        weights, curve = train(
+            config,
+            ids,
+            recipe,
+            state,
+            initial=initial,
+            heldout=heldout_ids,
+            workers=options.workers,
+            report=lambda row: report(
+                row["step"], recipe.steps, loss=row["loss"], active=row["active"]
+            ),
         )
-    write_tokenizer(tokenizer, config.context, state)
-
-    def show(row):
-        report(row["step"], recipe.steps, loss=row["loss"], active=row["active"])
-
-    weights, curve = train(
-        config,
-        ids,
-        recipe,
-        state,
-        initial=initial,
-        heldout=heldout_ids,
-        workers=options.workers,
-        report=show,
-    )
-    files = tokenizer_files(tokenizer, config.context, out) | {out / CURVE: curve_text(curve)}
-    write_files(files | checkpoint_files(out, hf_config, config, weights), parents=True)
+        refuse_foreign_model(out)
+        files = tokenizer_files(tokenizer, config.context, out) | {out / CURVE: curve_text(curve)}
+        write_files(files | checkpoint_files(out, hf_config, config, weights), parents=True)
     last = curve[-1]
     return {
         "out": str(out),
@@ -84,6 +90,29 @@ def train_lm(options, report):
         "seconds": round(last["seconds"], 1),
         "tokens_per_second": round(last["tokens"] / last["seconds"], 1),
     }
+
+
+def is_state(directory):
+    """Whether a directory holds the state of such a training."""
+    run = directory / RUN  # older ones have none
+    return read_json(run) == {"what": WHAT} if run.exists() else (directory / STATE).exists()
+
+
+def refuse_foreign_model(out):
+    """Raise a ValueError if OUT holds anything but a model that was trained here."""
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        if out.is_dir():
+            refuse_foreign(out / CURVE, is_curve, "the curve of a training")
+        if not (out / CURVE).exists():
+            raise ValueError(
+                f"{out} exists already and was not trained by tinyflash, so it is left alone; "
+                "choose another place, or delete it first."
+            )
+
+
+def is_curve(path):
+    """Whether a file is a loss curve, as `curve_text` writes it."""
+    return all({"step", "loss"} <= row.keys() for row in json.loads(read_text(path)))
 
 
 def recipe_of(options, config):

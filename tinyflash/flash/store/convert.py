@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import FLOAT_DTYPES
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
+from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import SMALL_FILES, find_model
 from tinyflash.config import weight_shapes
@@ -64,6 +65,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
         raise ValueError(
             f"{path} is a flash directory already; convert the checkpoint that it was made from."
         )
+    before = states_in(path)
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
     places = locate(checkpoint, config, weight_shapes(config))
@@ -108,6 +110,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
         content = manifest_text(manifest).encode()
         with digested_file(part / MANIFEST, len(content), {}) as write:
             write(content)
+        refuse_changed_source([*sources, *small_paths(path)], before)
     return out
 
 
@@ -153,11 +156,29 @@ def resident_dtypes(checkpoint, places, wanted):
     return dict(sorted(dtypes.items(), key=lambda item: -itemsize(item[1])))
 
 
+def small_paths(path):
+    """The small files of a model directory that a flash directory has copies of."""
+    return [path / name for name in SMALL_FILES if (path / name).is_file()]
+
+
+def states_in(path):
+    """The state of a model's file, or of all files in its directory: see checkpoint/noted.py."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return {file: state_of(file) for file in files if file.is_file()}
+
+
+def refuse_changed_source(files, before):
+    """Raise an OSError if the files of a model are not in the state that they were in before."""
+    small = {file for file in before if file.name in SMALL_FILES}
+    for file in sorted({*files, *small}):
+        if not file.exists() or before.get(file) != state_of(file):
+            raise OSError(f"{file} was changed while it was converted; try again.")
+
+
 def small_files(checkpoint):
     """What stands beside the weights of a model, as dict file name -> bytes."""
     if checkpoint.path.is_dir():
-        files = [checkpoint.path / name for name in SMALL_FILES]
-        return {file.name: read_bytes(file) for file in files if file.is_file()}
+        return {file.name: read_bytes(file) for file in small_paths(checkpoint.path)}
     # here and not above, because it imports the `tokenizers` package
     from tinyflash.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 

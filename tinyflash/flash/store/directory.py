@@ -30,6 +30,7 @@ from tinyflash.flash.store.bundles import (
     tensor_name,
 )
 from tinyflash.flash.store.manifest import AGAIN, FFN, MANIFEST, RESIDENT, SEAL, read_manifest
+from tinyflash.flash.store.writing import MARK
 from tinyflash.weights import bind_all, locate
 
 
@@ -91,6 +92,8 @@ def open_store(path):
             f"{path} is no flash directory (it has no {MANIFEST}); "
             f"tinyflash convert MODEL OUT writes one."
         )
+    if (path / MARK).exists():
+        raise ValueError(f"{path} is unfinished: whoever wrote it was killed, or is still at it.")
     states = {MANIFEST: state_of(path / MANIFEST)}
     manifest = read_manifest(path)
     is_sealed = manifest.pop(SEAL, None) is not None

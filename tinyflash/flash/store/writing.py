@@ -7,14 +7,14 @@ import errno
 import hashlib
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from tinyflash.directories import fcntl, opened, refuse_another_users
+from tinyflash.files import flush, naming, new_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MARK = "UNFINISHED"  # a file in the directory as long as it is not whole
+SAYS = b"tinyflash is writing this directory, or was killed while it did.\n"
 
 
 @contextmanager
@@ -23,31 +23,34 @@ def whole_or_nothing(out, names, nbytes):
 
     It is `out` with `.part` behind its name, and locked as long as its writer lives. After an
     error or Ctrl-C nothing is left of it. After kill -9 or a power cut it is left, unlocked and
-    under that name; the next writer to the same `out` clears it away. (Where a directory cannot be
-    locked, on Windows, it has to be deleted by hand.)
+    under that name; the next writer to the same `out` clears it away, if a file in it says that it
+    was left so. (Where a directory cannot be locked, on Windows, it has to be deleted by hand.)
 
     out    : Path that must not exist
     names  : of all files that may be written, so that nobody else's are ever deleted
     nbytes : how many they take, for the message
-    raises : ValueError if `out` exists or another process is writing to it; OSError if the disk is
-             full
+    raises : ValueError if `out` exists, something else is called `.part`, or another process is
+             writing to it; OSError if the disk is full
     """
     if os.path.lexists(out):
         raise ValueError(f"{out} exists already; choose another place, or delete it first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part")
+    with naming(out.parent, "made"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    part, names = out.with_name(f"{out.name}.part"), {*names, MARK}
     handle = locked(part, out)
     try:
         clear(part, names)
         try:
+            with naming(part / MARK, "written"), new_file(part / MARK) as mark:
+                mark.write(SAYS)
             yield part
-            flush(part)
-            take_name(part, out)
-            flush(out.parent)
+            with naming(out, "written"):
+                (part / MARK).unlink()
+                flush(part)
+                take_name(part, out)
+                flush(out.parent)
         except BaseException as error:
-            if part.is_dir():
-                clear(part, names)
-                part.rmdir()
+            undo(part, out, handle, names)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise OSError(
                     f"The disk is full: {out} takes {nbytes:,} bytes, and "
@@ -60,34 +63,51 @@ def whole_or_nothing(out, names, nbytes):
             os.close(handle)  # and with it the lock
 
 
+def undo(part, out, handle, names):
+    """After an error: leave nothing of the directory, even if it has its name already."""
+    with suppress(OSError):
+        if handle is not None and os.path.samestat(os.fstat(handle), os.lstat(out)):
+            os.rename(out, part)
+    with suppress(OSError):
+        (part / MARK).touch()  # it may have lost its mark
+        clear(part, names)
+        part.rmdir()
+
+
 def locked(part, out):
     """Make the directory `part` if it is not there, and lock it.
 
     returns: an open file descriptor, or None where directories cannot be locked
-    raises : ValueError if another process has it, or was faster
+    raises : ValueError if another process has it, or was faster, or if it is a link, a file, or
+             another user's
     """
-    lockable = fcntl is not None and hasattr(os, "O_DIRECTORY")
+    lockable, handle = fcntl is not None and hasattr(os, "O_DIRECTORY"), None
+    with naming(part, "made"):
+        try:
+            part.mkdir()
+        except FileExistsError:  # left by a writer that was killed, or another one is at work
+            if not lockable:
+                raise ValueError(
+                    f"{part} is there: another process is writing {out}, or was killed while it "
+                    "did; wait for it, or delete that directory."
+                ) from None
     try:
-        part.mkdir()
-    except FileExistsError:  # left by a writer that was killed, or another one is at work
-        if not lockable:
-            raise ValueError(
-                f"{part} is there: another process is writing {out}, or was killed while it did; "
-                "wait for it, or delete that directory."
-            ) from None
-    if not lockable:
-        return None
-    handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between our mkdir and our lock the directory may have become somebody's `out`.
-        if not os.path.samestat(os.fstat(handle), os.stat(part)):
-            raise FileNotFoundError
+        refuse_another_users(part)
+        if lockable:
+            handle = opened(part)
+            with naming(part, "locked"):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between our mkdir and our lock the directory may have become somebody's `out`.
+            if not os.path.samestat(os.fstat(handle), os.lstat(part)):
+                raise FileNotFoundError
         if os.path.lexists(out):
             part.rmdir()
             raise FileExistsError
-    except (BlockingIOError, FileNotFoundError, FileExistsError):
-        os.close(handle)
+    except OSError as error:
+        if handle is not None:
+            os.close(handle)
+        if not isinstance(error, BlockingIOError | FileNotFoundError | FileExistsError):
+            raise
         raise ValueError(
             f"Another process is writing {out}, or has just done so; wait for it, or choose "
             "another place."
@@ -96,16 +116,22 @@ def locked(part, out):
 
 
 def clear(part, names):
-    """Delete the files that an unfinished directory holds.
+    """Delete the files of an unfinished directory, the mark that it is one last.
 
-    raises: ValueError, and deletes nothing, if one is not of `names`
+    raises: ValueError, and deletes nothing, if it has no mark, or one is not of `names`
     """
     files = sorted(part.iterdir())
+    if files and part / MARK not in files:
+        raise ValueError(
+            f"{part} is in the way: it is no unfinished work of tinyflash; move it away, or "
+            "choose another place."
+        )
     for file in files:
         if file.name not in names:
             raise ValueError(f"{file} is not of an unfinished conversion; move it away first.")
-    for file in files:
-        file.unlink()
+    for file in sorted(files, key=lambda file: file.name == MARK):
+        with naming(file, "deleted"):
+            file.unlink()
 
 
 def take_name(part, out):
@@ -119,17 +145,6 @@ def take_name(part, out):
                 "place."
             ) from None
         raise
-
-
-def flush(directory):
-    """Have the names in a directory reach the disk, where a system lets us ask for that."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def digested(file, pieces):
@@ -152,19 +167,27 @@ def digested_file(path, nbytes, files, report=lambda nbytes: None):
     report: told the bytes of each piece written
     """
     sha256 = hashlib.sha256()
-    with open(path, "wb") as file:
-        reserve(file.fileno(), nbytes)
+    with naming(path, "written"):
+        file = new_file(path)
+    try:
+        with naming(path, "written"):
+            reserve(file.fileno(), nbytes)
 
         def write(numbers):
             piece = memoryview(numbers).cast("B")
-            file.write(piece)
+            with naming(path, "written"):
+                file.write(piece)
             sha256.update(piece)
             report(len(piece))
 
         yield write
-        file.flush()
-        os.fsync(file.fileno())
+        with naming(path, "written"):
+            file.flush()
+            os.fsync(file.fileno())
         assert file.tell() == nbytes
+    finally:
+        with naming(path, "written"):
+            file.close()
     files[path.name] = {"bytes": nbytes, "sha256": sha256.hexdigest()}
 
 

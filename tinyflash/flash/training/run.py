@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import find_model
+from tinyflash.directories import own_directory
 from tinyflash.flash.activity import exact_note
 from tinyflash.flash.predictor import Predictor, write_predictors
 from tinyflash.flash.reading.reader import FlashReader
@@ -36,7 +37,7 @@ from tinyflash.flash.training.learning import (
     train_predictor_of,
 )
 from tinyflash.flash.training.report import measure
-from tinyflash.flash.training.run_state import begin_or_resume, forget, save_layer
+from tinyflash.flash.training.run_state import begin_or_resume, forget, is_state, save_layer
 from tinyflash.ops import activation
 from tinyflash.tokenizer import tokenizer_of
 from tinyflash.training.texts import read_texts, split_sequences
@@ -99,7 +100,6 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
     returns : the Store opened again; what flash.json says of each layer, list of dicts
     raises  : ValueError if a run in progress has other settings; OSError if flash cannot be read
     """
-    config, L = store.config, store.config.layers
     sequences = [ids for part in parts.values() for ids in part]
     digest = hashlib.sha256()
     for ids in sequences:
@@ -115,12 +115,29 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
         "thresholds": thresholds,
     }  # fmt: skip
     state = Path(f"{store.path}.training")
+    with own_directory(state, is_state, "training predictors"):
+        predictors, measured = train_layers(
+            store, state, description, sequences, parts, recipes, report
+        )
+        tokens = sum(len(ids) for ids in parts["train"])
+        about = {"layers": measured, "text": description["text"], "tokens": tokens}
+        store = write_predictors(store, predictors, about)
+        forget(state)
+    return store, store.manifest["predictor"]["layers"]
+
+
+def train_layers(store, state, description, sequences, parts, recipes, report):
+    """Train the predictor of one layer after the other, or go on where an earlier run stopped.
+
+    returns: the Predictors, and what was measured of each: list of dicts
+    """
+    config, thresholds = store.config, description["thresholds"]
     weights = resident_weights(store)
     predictors, measured, stream = begin_or_resume(state, description, sequences)
     if stream is None:
         stream = embedded_sequences(weights, config, sequences)
     with FlashReader(store.ffn_path) as reader:
-        for i in range(len(predictors), L):
+        for i in range(len(predictors), config.layers):
             threshold = thresholds[i] if thresholds else None
             layer = layer_weights(store, reader, weights, i, threshold)
             recorded = record_layer(layer, config, i, stream)
@@ -129,7 +146,8 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
             name = prefix + ("gate" if config.gated else "up")
             projection, bias = layer[f"{name}.weight"], layer.get(f"{name}.bias")
             predictor = train_predictor_of(of["train"], projection, bias, recipes[i])
-            cutoff = choose_threshold(predictor, of["calibration"], false_negatives)
+            wanted = description["false negatives"]
+            cutoff = choose_threshold(predictor, of["calibration"], wanted)
             predictor = Predictor(predictor.down, predictor.up, predictor.bias, cutoff)
             predictors.append(predictor)
             measured.append(measure(predictor, of["heldout"], [len(x) for x in parts["heldout"]]))
@@ -137,12 +155,8 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
             save_layer(state, predictors, measured, stream)
             if report:
                 errors = measured[-1]["false_negatives"], measured[-1]["false_positives"]
-                report(i + 1, L, missed=errors[0], needless=errors[1])
-    tokens = sum(len(ids) for ids in parts["train"])
-    about = {"layers": measured, "text": description["text"], "tokens": tokens}
-    store = write_predictors(store, predictors, about)
-    forget(state)
-    return store, store.manifest["predictor"]["layers"]
+                report(i + 1, config.layers, missed=errors[0], needless=errors[1])
+    return predictors, measured
 
 
 def record_layer(layer, config, i, stream):

@@ -9,6 +9,7 @@ They lie in a directory beside the flash directory, `.training` behind its name.
 """
 
 import json
+import re
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,7 @@ from tinyflash.flash.predictor import Predictor
 from tinyflash.matrices.half import HalfMatrix
 
 RUN, STREAM = "run.json", "stream.safetensors"
+LAYER = re.compile(r"layer\.\d+\.safetensors")
 
 
 def begin_or_resume(directory, description, sequences):
@@ -83,14 +85,16 @@ def save_layer(directory, predictors, measured, stream):
     write_whole(directory / STREAM, safetensors_content(arrays, {"layers": str(i + 1)}))
 
 
+def is_state(directory):
+    """Whether a directory holds the state of such a run; `begin_or_resume` says of which."""
+    return (directory / RUN).exists()
+
+
 def forget(directory):
     """Delete the state of a run that is finished; files of others stay."""
     for file in sorted(directory.iterdir()):
-        name = file.name.removesuffix(".part")
-        if name in (RUN, STREAM) or name.startswith("layer."):
+        if file.name in (RUN, STREAM) or LAYER.fullmatch(file.name):
             file.unlink()
-    if not any(directory.iterdir()):
-        directory.rmdir()
 
 
 def layer_file(i):

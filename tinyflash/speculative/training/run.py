@@ -8,6 +8,7 @@ behind its name, from which the same command goes on, bit for bit, where it was 
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
+from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, write_files, write_json
 from tinyflash.ops import rows
@@ -56,8 +58,7 @@ def train_drafter(options, report):
     """
     recipe = recipe_of(options)
     out, state = Path(options.out), Path(f"{options.out}.training")
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} exists already; choose another place, or delete it first.")
+    refuse_existing(out)
     model_config, weights, tokenizer = open_frozen(options.model)
     config = DrafterConfig(
         vocab_size=model_config.vocab_size,
@@ -74,10 +75,31 @@ def train_drafter(options, report):
         "drafter": asdict(config),
         "recipe": asdict(recipe),
     }
-    check_run(state, description)
-    examples = record_examples(
-        state, weights, model_config, windows, recipe.offsets, options.distill, report
-    )
+    with own_directory(state, is_state, "training a drafter"):
+        check_run(state, description)
+        examples = record_examples(
+            state, weights, model_config, windows, recipe.offsets, options.distill, report
+        )
+        drafter, curve = learn(config, examples, embed, recipe, state, report)
+        number = len(examples)
+        del examples  # they are mapped, and Windows deletes no file that is
+        measured = {}
+        for kind in ("model", "text"):
+            of = all_examples(weights, model_config, heldout, recipe.offsets, kind == "model")
+            measured[kind] = ranks(config, drafter, embed, of)
+        result = {"out": str(out), "loss_on": "model" if options.distill else "text"}
+        result |= {"examples": number, "heldout_examples": len(measured["model"])}
+        result |= summary(curve, measured)
+        about = {"result": result, **description, "curve": curve[:: -(-len(curve) // CURVE)]}
+        refuse_existing(out)
+        files = drafter_files(out, Drafter(config, drafter), "float16")
+        write_files({out / REPORT: json.dumps(about) + "\n"} | files, parents=True)
+        forget(state)
+    return result
+
+
+def learn(config, examples, embed, recipe, state, report):
+    """Train on the examples: the drafter's weights, as float16 has them, and the loss curve."""
     size = float(np.sqrt(np.mean(np.square(embed(np.arange(config.vocab_size, dtype=np.int64))))))
     drafter, curve = train(
         config,
@@ -88,33 +110,33 @@ def train_drafter(options, report):
         initial=random_weights(config, recipe.seed, size),
         report=lambda row: report(row["step"], recipe.steps, loss=row["loss"]),
     )
-    number = len(examples)
-    del examples  # they are mapped, and Windows deletes no file that is
     with np.errstate(over="ignore"):  # save_drafter says it in a sentence
-        drafter = {name: w.astype(np.float16).astype(np.float32) for name, w in drafter.items()}
-    measured = {}
-    for kind in ("model", "text"):
-        of = all_examples(weights, model_config, heldout, recipe.offsets, kind == "model")
-        measured[kind] = ranks(config, drafter, embed, of)
+        return {name: w.astype(np.float16).astype(np.float32) for name, w in drafter.items()}, curve
+
+
+def summary(curve, measured):
+    """What the command says of a training: steps, losses, accuracy, seconds."""
     losses = [row["loss"] for row in curve]
     last = losses[-max(1, len(losses) // 20) :]
-    result = {
-        "out": str(out),
-        "loss_on": "model" if options.distill else "text",
-        "examples": number,
-        "heldout_examples": len(measured["model"]),
-        "steps": recipe.steps,
+    return {
+        "steps": curve[-1]["step"],
         "first_loss": losses[0],
         "loss": sum(last) / len(last),
         "tokens_per_step": tokens_per_step(measured["model"]),
         "accuracy": {kind: accuracy(of).tolist() for kind, of in measured.items()},
         "seconds": round(curve[-1]["seconds"], 1),
     }
-    about = {"result": result, **description, "curve": curve[:: -(-len(curve) // CURVE)]}
-    files = drafter_files(out, Drafter(config, drafter), "float16")
-    write_files({out / REPORT: json.dumps(about) + "\n"} | files, parents=True)
-    forget(state)
-    return result
+
+
+def refuse_existing(out):
+    """Raise a ValueError if there is anything at OUT but an empty directory."""
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists already; choose another place, or delete it first.")
+
+
+def is_state(directory):
+    """Whether a directory holds the state of such a training; `check_run` says of which."""
+    return (directory / RUN).exists()
 
 
 def recipe_of(options):
@@ -196,7 +218,6 @@ def check_run(directory, description):
     raises: ValueError if it is another
     """
     description = json.loads(json.dumps(description))
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / RUN
     if not path.exists():
         write_json(path, description)
@@ -219,5 +240,3 @@ def forget(directory):
     """Delete the state of a run that is finished; files of others stay."""
     for name in (HIDDEN, TOKENS, STATE, RUN):
         (directory / name).unlink(missing_ok=True)
-    if not any(directory.iterdir()):
-        directory.rmdir()
