@@ -74,19 +74,21 @@ def text_files():
 def keep_open():
     """Files that this process has open or mapped cannot be deleted, replaced or renamed."""
 
+    read, listdir, readlink = open, os.listdir, os.readlink  # a test may put others there
+
     def in_use():
-        with open("/proc/self/maps", "rb") as maps:
+        with read("/proc/self/maps", "rb") as maps:
             used = {line.split(maxsplit=5)[-1].decode().strip() for line in maps}
-        for number in os.listdir("/proc/self/fd"):
+        for number in listdir("/proc/self/fd"):
             try:
-                used.add(os.readlink(f"/proc/self/fd/{number}"))
+                used.add(readlink(f"/proc/self/fd/{number}"))
             except OSError:
                 continue
         return used
 
     def refusing(function, count):
         def refused(*paths, **settings):
-            named = [os.path.realpath(os.fspath(path)) for path in paths[:count]]
+            named = [os.path.abspath(os.fspath(path)) for path in paths[:count]]
             for used in in_use() - {path for path in named if os.path.isdir(path)}:
                 if any(used == path or used.startswith(path + os.sep) for path in named):
                     raise PermissionError(13, "it is open in this process", used)
@@ -116,4 +118,5 @@ def used():
 def pytest_configure():
     """What TINYFLASH_WITHOUT names is taken away: `all` that tinyflash speaks of, or some."""
     text = os.environ.get("TINYFLASH_WITHOUT", "")
-    take_away(used() if text == "all" else filter(None, text.split(",")))
+    all_but_pytests = [thing for thing in used() if thing != "os.getuid"]  # it asks for that
+    take_away(all_but_pytests if text == "all" else filter(None, text.split(",")))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers_systems import needs_queue
 
 from benchmarks import reader_against_fio
 from tinyflash.bench import disk
@@ -242,6 +243,7 @@ def test_the_command_refuses_before_it_measures(tmp_path, monkeypatch):
         disk.run(there)
 
 
+@needs_queue
 def test_the_reader_is_measured_against_fio_in_turn(tmp_path, monkeypatch):
     order = []
 

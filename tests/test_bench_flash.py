@@ -328,7 +328,8 @@ def test_sources_of_activity_say_what_they_multiply():
 def test_the_embedded_model_from_end_to_end(quick, capsys):
     result = bench_flash(options())
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err == "", "JSON is the caller's; a pipe sees no progress"
+    said = [line for line in printed.err.splitlines() if "refuses direct reads" not in line]
+    assert printed.out == "" and said == [], "JSON is the caller's; a pipe sees no progress"
     assert json.loads(json.dumps(result))["title"] == "LLM in a flash: default in 60% of its memory"
     assert not result["synthetic"] and result["prompt_tokens"] == 8
     runs = {run["mode"]: run for run in result["runs"]}

@@ -102,8 +102,9 @@ def test_generate_writes_the_text_and_nothing_else_to_standard_output(models, ca
     assert out == made.text + "\n"
     opened, cost = err.splitlines()
     assert "in DRAM, computed in float32" in opened and "float16" in opened
-    for words in ("12 new tokens", "tokens/s", "peak DRAM", "ended by: length"):
+    for words in ("12 new tokens", "tokens/s", "ended by: length"):
         assert words in cost
+    assert ("peak DRAM" in cost) == (commands.peak_dram() is not None)
 
 
 def test_generate_as_json(models, capsys):
@@ -135,7 +136,8 @@ def test_generate_as_json(models, capsys):
     assert (result["text"], result["tokens"]) == (made.text, 12)
     assert result["prompt_tokens"] == len(model.encode(PROMPT))
     assert result["tokens_per_second"] > 0
-    assert 20e6 < result["peak_dram_bytes"] < 20e9
+    peak = result["peak_dram_bytes"]  # not on Windows
+    assert peak is None if commands.peak_dram() is None else 20e6 < peak < 20e9
 
 
 def test_no_new_tokens_have_no_speed(models, capsys):

@@ -14,6 +14,7 @@ import pytest
 from helpers_models import LLAMA_CONFIG, OPT_CONFIG, write_model
 from helpers_pytorch_bin import write_bin
 from helpers_sources import gguf_name, write_llama_gguf, write_source
+from helpers_systems import needs_locks
 from safetensors.numpy import load_file, save_file
 
 from tinyflash.config import weight_shapes
@@ -217,7 +218,11 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    mounted = (
+        hasattr(os, "geteuid")
+        and os.geteuid() == 0
+        and subprocess.run(mount, capture_output=True).returncode == 0
+    )
     yield disk if mounted else None
     if mounted:
         subprocess.run(["umount", str(disk)], check=True)
@@ -244,7 +249,8 @@ def test_a_full_disk_is_said_in_one_sentence_and_cleaned_up(
     assert names(disk) == set()
     if small_disk:
         feed_forward = open_store(convert(big, tmp_path / "fits")).ffn_path.stat().st_size
-        assert (told[-1] == feed_forward) == reserving  # if it can be known before, it is
+        known = reserving and hasattr(os, "posix_fallocate")
+        assert (told[-1] == feed_forward) == known  # if it can be known before, it is
         check_store(open_store(convert(small, disk / "out")))
 
 
@@ -299,6 +305,7 @@ def test_ctrl_c_and_other_errors_leave_nothing_either(tmp_path, source, error):
     assert names(tmp_path) == {"model"}
 
 
+@needs_locks
 def test_files_are_on_the_disk_before_the_directory_has_its_name(tmp_path, source, monkeypatch):
     events = []
     real_fsync, real_rename = os.fsync, os.rename
@@ -361,6 +368,7 @@ while True:
 """
 
 
+@needs_locks
 def test_killed_at_any_moment_it_leaves_nothing_half_written_that_opens(tmp_path, source):
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -404,7 +412,7 @@ def test_two_conversions_into_one_place(tmp_path, source):
 
     def second(done, total):
         if done in (total, 0) or not refused:
-            with pytest.raises(ValueError, match="Another process is writing .*out, or has just"):
+            with pytest.raises(ValueError, match="nother process is writing .*out"):
                 convert(source, out)
             refused.append(done)
 
@@ -423,11 +431,12 @@ def test_two_processes_into_one_place(tmp_path, source):
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], said
-    assert "Another process is writing" in "".join(said) or "exists already" in "".join(said)
+    assert "nother process is writing" in "".join(said) or "exists already" in "".join(said)
     check_store(open_store(out))
     assert names(tmp_path) == {"model", "out"}
 
 
+@needs_locks
 def test_a_second_writer_that_comes_between_rename_and_lock(tmp_path):
     out, part = tmp_path / "out", tmp_path / "out.part"
     with pytest.raises(ValueError, match="Another process is writing"):
@@ -480,6 +489,7 @@ def test_a_place_that_is_taken_is_left_alone(tmp_path, source, kind):
         assert contents(out) == {"mine": b"mine"}
 
 
+@needs_locks
 def test_files_of_others_in_an_unfinished_directory_are_not_deleted(tmp_path, source):
     part = tmp_path / "out.part"
     part.mkdir()

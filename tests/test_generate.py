@@ -399,9 +399,10 @@ def recommending(tmp_path):
     """Opens a model that came with this generation_config.json."""
 
     def opened(**recommended):
-        write_model(tmp_path, CONFIGS["opt"], seed=4, chat=True)
-        (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
-        return tinyflash.load(tmp_path)
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))  # Windows replaces nothing mapped
+        write_model(directory, CONFIGS["opt"], seed=4, chat=True)
+        (directory / "generation_config.json").write_text(json.dumps(recommended))
+        return tinyflash.load(directory)
 
     return opened
 

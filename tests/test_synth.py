@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_models import write_model
+from helpers_systems import needs_locks
 from safetensors.numpy import load_file
 
 import tinyflash
@@ -258,6 +259,7 @@ synthesize(Shape(*{sizes}), sys.argv[1], report=report)
 """
 
 
+@needs_locks
 def test_a_killed_run_leaves_nothing_that_opens(tmp_path, written):
     out = tmp_path / "out"
     sizes = tuple(vars(SMALL["opt"]).values())

@@ -86,7 +86,7 @@ def _open_if_direct(path, flags):
     descriptor = None
     try:
         descriptor = os.open(path, flags)
-        os.preadv(descriptor, [aligned_empty((BLOCK,), np.uint8)], 0)
+        read_some(descriptor, [aligned_empty((BLOCK,), np.uint8)], 0)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
