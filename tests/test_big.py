@@ -46,7 +46,7 @@ RUN_TINYFLASH = """
 import json, sys, time
 import numpy as np
 import tinyflash
-from tinyflash.commands.generate import peak_dram
+from tinyflash.commands.answer import peak_dram
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = tinyflash.load(folder)
@@ -66,7 +66,7 @@ RUN_FLASH = """
 import json, sys, time
 import numpy as np
 import tinyflash
-from tinyflash.commands.generate import peak_dram
+from tinyflash.commands.answer import peak_dram
 from tinyflash.flash.counters import TokenCounters
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
@@ -89,7 +89,7 @@ RUN_TRANSFORMERS = """
 import json, sys, time
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
-from tinyflash.commands.generate import peak_dram
+from tinyflash.commands.answer import peak_dram
 folder, prompt, new_tokens, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 began = time.perf_counter()
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, sys.argv[5]))

@@ -20,6 +20,7 @@ import tinyflash
 from tinyflash import cli, terminal
 from tinyflash.cli import main
 from tinyflash.commands import generate as commands
+from tinyflash.commands.answer import peak_dram
 from tinyflash.files import write_whole
 from tinyflash.training import run as train_command
 from tinyflash.training import run_files
@@ -104,7 +105,7 @@ def test_generate_writes_the_text_and_nothing_else_to_standard_output(models, ca
     assert "in DRAM, computed in float32" in opened and "float16" in opened
     for words in ("12 new tokens", "tokens/s", "ended by: length"):
         assert words in cost
-    assert ("peak DRAM" in cost) == (commands.peak_dram() is not None)
+    assert ("peak DRAM" in cost) == (peak_dram() is not None)
 
 
 def test_generate_as_json(models, capsys):
@@ -137,7 +138,7 @@ def test_generate_as_json(models, capsys):
     assert result["prompt_tokens"] == len(model.encode(PROMPT))
     assert result["tokens_per_second"] > 0
     peak = result["peak_dram_bytes"]  # not on Windows
-    assert peak is None if commands.peak_dram() is None else 20e6 < peak < 20e9
+    assert peak is None if peak_dram() is None else 20e6 < peak < 20e9
 
 
 def test_no_new_tokens_have_no_speed(models, capsys):

@@ -1,18 +1,14 @@
 """The standard streams: harmless on a terminal, untouched in a pipe, and closed or full."""
 
 import json
-import os
-import pty
 import re
-import select
 import shutil
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from helpers_models import OPT_CONFIG, write_model
+from helpers_terminal import ENVIRONMENT, Terminal, needs_pty
 from safetensors.numpy import load_file, save_file
 
 import tinyflash
@@ -20,42 +16,13 @@ from tinyflash import streams
 
 EVIL = "\x1b]0;renamed\x07\x1b[2J\x9b31m"
 SHOWN = "\\x1b]0;renamed\\x07\\x1b[2J\\x9b31m"
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(tinyflash.__file__).parents[1]),
-    "TERM": "xterm",
-    "COLUMNS": "300",
-}
 
 
-def on_a_terminal(*arguments, typed=b"", stdin=None):
+def on_a_terminal(*arguments):
     """Exit code and what a terminal gets from both streams of the command."""
-    ours, theirs = pty.openpty()
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tinyflash", *map(str, arguments)],
-        stdin=theirs if stdin is None else stdin,
-        stdout=theirs,
-        stderr=theirs,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    seen, end = b"", time.monotonic() + 60
-    try:
-        if typed:
-            os.write(ours, typed)
-        while time.monotonic() < end:
-            if select.select([ours], [], [], 1)[0]:
-                try:
-                    piece = os.read(ours, 1 << 16)
-                except OSError:  # Linux says so that the other side is closed
-                    break
-                if not piece:
-                    break
-                seen += piece
-        return running.wait(timeout=10), seen.decode()
-    finally:
-        running.kill()
-        os.close(ours)
+    with Terminal(*arguments) as terminal:
+        code = terminal.ended()
+        return code, terminal.seen
 
 
 def in_a_shell(command):
@@ -97,6 +64,7 @@ def foreign_codes(seen):
     return [letter for letter in seen if ord(letter) in streams.SHOWN]
 
 
+@needs_pty
 def test_what_a_model_says_does_not_reach_the_terminal_as_a_command(hostile):
     arguments = ("generate", "The", "--model", hostile, "--max-new-tokens", "2")
     code, seen = on_a_terminal(*arguments)
@@ -112,6 +80,7 @@ def test_what_a_model_says_does_not_reach_the_terminal_as_a_command(hostile):
     assert json.loads(as_json.stdout)["text"] == said
 
 
+@needs_pty
 def test_messages_and_names_do_not_reach_it_either(hostile, tmp_path):
     code, seen = on_a_terminal("generate", "hi", "--chat", "--model", hostile)
     assert code == 2 and SHOWN in seen and foreign_codes(seen) == []
@@ -139,6 +108,7 @@ def test_square_brackets_in_a_name_are_no_markup(tmp_path, capsys):
 GENERATE = "generate Once --temperature 0 --max-new-tokens 3"
 
 
+@needs_pty  # nor a shell like this one
 @pytest.mark.parametrize(
     "command, code",
     [
@@ -165,6 +135,7 @@ def test_closed_and_full_streams_are_no_traceback(command, code):
         assert "tinyflash:" not in out  # notes do not fall into the result
 
 
+@needs_pty
 def test_a_closed_stream_gives_its_number_to_no_file():
     """What others write to descriptor 1 or 2 must not end in a file of ours."""
     program = (

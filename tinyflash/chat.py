@@ -68,6 +68,23 @@ class Chat:
         self.answered, self.generation = messages, generation
         return generation
 
+    def tell(self, system):
+        """Set what the model is told before all else, from the next message on; None for nothing.
+
+        raises: ValueError if the template leaves it out; what was told before then stays
+        """
+        before, self.system = self.system, system
+        try:
+            self._render([*self.messages, {"role": "user", "content": "?"}])
+        except ValueError:
+            self.system = before
+            raise
+
+    def clear(self):
+        """Forget what was said; `system` stays."""
+        self.answered, self.generation, self.cached_ids = [], None, []
+        self.cache.truncate(0)
+
     def _render(self, messages):
         """The text of the conversation, `system` first."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

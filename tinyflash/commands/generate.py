@@ -1,11 +1,8 @@
 """`tinyflash generate`: text, and what it cost."""
 
-import sys
-from dataclasses import asdict
-
-from tinyflash import terminal
+from tinyflash.commands.answer import show
 from tinyflash.commands.arguments import add_memory, verb
-from tinyflash.commands.chat import questions
+from tinyflash.commands.chat import converse
 from tinyflash.commands.common import (
     flash_settings,
     open_model,
@@ -58,63 +55,11 @@ def generate(options):
             show(model.generate(prompt, **settings), options)
             return
         chat = model.chat(options.system, template)
-        for message in [prompt] if prompt is not None else questions():
-            show(chat.say(message, **settings), options)
 
+        def answer(question):
+            show(chat.say(question, **settings), options)
 
-def show(generation, options):
-    """Stream a generation, then what it cost: for people on standard error, or as JSON."""
-    flash, as_json = generation.model.flash, options.json
-    for piece in generation:
-        if not as_json:
-            terminal.say(piece, end="")
-    tokens, seconds, counts = len(generation.ids), generation.seconds, generation.counts
-    cost = {
-        "text": generation.text,
-        "tokens": tokens,
-        "stop_reason": generation.stop_reason,
-        "prompt_tokens": len(generation.prompt_ids),
-        "prompt_seconds": round(generation.prompt_seconds, 4),
-        "seconds": round(seconds, 4),
-        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
-        "sampling": asdict(generation.sampling),
-        "drafter": options.drafter,
-        **vars(counts),
-        "tokens_per_step": counts.tokens_per_step,
-        "peak_dram_bytes": peak_dram(),
-    }
-    if flash:
-        cost["flash"] = generation.spent.per_token(counts.steps, counts.tokens)
-        cost["dram_bytes"] = flash.components()
-    if as_json:
-        terminal.json_line(cost)
-        return
-    terminal.say("")
-    peak = f"peak DRAM {cost['peak_dram_bytes'] / 1e6:,.0f} MB, " if cost["peak_dram_bytes"] else ""
-    rate = f"{tokens / seconds:.1f} tokens/s" if seconds else "no time"
-    terminal.note(
-        f"{cost['prompt_tokens']} prompt tokens in {generation.prompt_seconds:.2f} s, "
-        f"{tokens} new tokens in {seconds:.2f} s ({rate}), "
-        f"{peak}ended by: {generation.stop_reason}"
-    )
-    if counts.drafted:
-        terminal.note(counts.describe())
-    if options.stats:
-        spent = dict(cost["flash"])
-        sizes = spent.pop("chunk_sizes", {})
-        rows = [(name, f"{value:,.4g}") for name, value in spent.items()]
-        rows += [(f"reads of {size / 1024:g} KiB", f"{n:,.3g}") for size, n in sizes.items()]
-        terminal.table("flash, for each new token but the first", ("what", "mean"), rows)
-
-
-def peak_dram():
-    """Most DRAM that this process has taken so far, mapped files included, in bytes.
-
-    None where the system does not say (Windows).
-    """
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        if prompt is None:
+            converse(chat, answer)
+        else:
+            answer(prompt)
