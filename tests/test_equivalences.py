@@ -24,9 +24,10 @@ T = 24
 
 
 def text_of(name, length):
-    """Nine random tokens and what transformers wrote after them, cut to `length`."""
+    """Nine random tokens and what transformers wrote after them, again and again up to `length`."""
     manifest = golden(name)[1]
-    return (manifest["ids"] + manifest["greedy"]["ids"])[:length]
+    text = manifest["ids"] + manifest["greedy"]["ids"]
+    return np.resize(text, length).tolist()
 
 
 def in_pieces(model, ids, cuts):
