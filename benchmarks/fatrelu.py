@@ -25,8 +25,8 @@ from tinyflash.checkpoint.sources import embedded, find_model
 from tinyflash.files import read_text, refuse_foreign, write_whole
 from tinyflash.flash.engine import open_engine
 from tinyflash.flash.reading.reader import FlashReader
-from tinyflash.flash.store.cached import store_of
-from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.cached import open_or_convert
+from tinyflash.flash.store.directory import resident_weights
 from tinyflash.flash.training.fatrelu import layer_threshold, with_threshold
 from tinyflash.flash.training.layer_by_layer import (
     embedded_sequences,
@@ -249,7 +249,7 @@ def main():
     arguments = parser.parse_args()
     try:
         text = Path(arguments.text or embedded("tiny-opt").parent / "heldout.txt")
-        store = open_store(store_of(find_model(arguments.model)))
+        store = open_or_convert(find_model(arguments.model), arguments.model)
         texts = texts_of(store, read_text(text))
         with terminal.progress("Thresholds", "layers") as report:
             results = measure(store, *texts, progress=report)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.checkpoint import cache, noted
 from tinyflash.checkpoint.cache import one_at_a_time, private_directory
-from tinyflash.checkpoint.sources import SMALL_FILES
+from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.sources import SMALL_FILES, find_model
 from tinyflash.cli import main
+from tinyflash.commands.common import open_model
 from tinyflash.flash.predictor import Predictor, write_predictors
 from tinyflash.flash.store import directory, verified
 from tinyflash.flash.store.cached import store_of
@@ -403,3 +406,28 @@ def test_a_lock_is_no_way_to_write_through_a_link(tmp_path):
         with one_at_a_time(cache.cache_directory() / "x", "making x"):
             pass
     assert not (tmp_path / "gone").exists()
+
+
+# Once.
+
+
+@pytest.mark.parametrize("source", ["a model", "a flash directory"])
+def test_a_model_is_found_opened_and_verified_once(models, source):
+    """Whatever `generate --memory` shows on the way; the first time it also converts."""
+    once = (find_model, open_checkpoint, open_store, verify_once)
+    names = {function.__code__: function.__name__ for function in once}
+    calls = Counter()
+
+    def count(frame, event, argument):
+        if event == "call" and frame.f_code in names:
+            calls[names[frame.f_code]] += 1
+
+    path = models[source != "a model"]
+    sys.setprofile(count)
+    try:
+        open_model(str(path), memory="120%")
+    finally:
+        sys.setprofile(None)
+    expected = {"find_model", "open_store", "verify_once"}
+    expected |= {"open_checkpoint"} if source == "a model" else set()
+    assert calls == dict.fromkeys(expected, 1)

@@ -14,12 +14,13 @@ from tinyflash.checkpoint.sources import find_model
 from tinyflash.config import ModelConfig
 from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
-from tinyflash.flash.store.cached import store_of
-from tinyflash.flash.store.directory import is_store, open_store
+from tinyflash.flash.store.cached import open_or_convert
+from tinyflash.flash.store.directory import is_store
 from tinyflash.flash.store.verified import refuse_changed
 from tinyflash.generate import Generation
 from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
+from tinyflash.progress import Progress, quiet
 from tinyflash.settings import Sampling
 from tinyflash.speculative.drafters import drafter_for
 from tinyflash.token_ids import token_ids
@@ -197,7 +198,9 @@ class Model:
         return bytes_of(self.weights)
 
 
-def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
+def load(
+    source, *, memory=None, mode=None, k=None, dtype="float32", progress: Progress = quiet
+) -> Model:
     """Open a model.
 
     source : a directory, a flash directory, a GGUF file, a hub id, or the words `default` and
@@ -208,6 +211,7 @@ def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
     mode   : of the flash feed-forwards, see flash/feed_forward.py; None for the best there is
     k      : tokens of the window; None for as many as fit
     dtype  : "float32", or "float64" for proofs
+    progress : shown the steps, as terminal.progress; by default nobody is
     raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
     """
     if dtype not in DTYPES:
@@ -215,15 +219,17 @@ def load(source, *, memory=None, mode=None, k=None, dtype="float32"):
     dtype = np.dtype(DTYPES[dtype])
     path, flash = find_model(str(source)), None
     if is_store(path) or memory is not None:
-        store = open_store(store_of(path))
-        flash = open_engine(store, memory=memory, mode=mode, k=k, dtype=dtype)
+        store = open_or_convert(path, source, progress)
+        settings = {"memory": memory, "mode": mode, "k": k, "dtype": dtype}
+        flash = open_engine(store, **settings, progress=progress)
         path, config, weights = store.path, store.config, flash.weights
         tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
     else:
-        checkpoint = open_checkpoint(path)
-        config = read_config(checkpoint.config)
-        weights = load_weights(checkpoint, config, dtype)
-        tokenizer = tokenizer_of(checkpoint)
+        with progress(f"Opening {source}"):
+            checkpoint = open_checkpoint(path)
+            config = read_config(checkpoint.config)
+            weights = load_weights(checkpoint, config, dtype)
+            tokenizer = tokenizer_of(checkpoint)
     eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
     recommended = read_recommended(path, config.context)
     if flash:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from tinyflash.progress import quiet
 from tinyflash.streams import fit_for, harmless, is_terminal, note, say, write_out
 
 __all__ = ["json_line", "note", "progress", "say", "table", "waiting"]
@@ -29,13 +30,15 @@ def waiting(what):
 
 
 @contextmanager
-def progress(what, unit):
+def progress(what, unit=None):
     """A bar with the time left; gives the function report(done, total, **numbers).
 
-    Numbers (loss=2.1) stand behind the bar.
+    Without a unit it is a spinner, for what nobody can count. Numbers (loss=2.1) stand behind the
+    bar.
     """
-    if not ERRORS.is_terminal:
-        yield lambda done, total, **numbers: None
+    if unit is None or not ERRORS.is_terminal:
+        with waiting(what), quiet(what) as report:
+            yield report
         return
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -30,8 +30,8 @@ from tinyflash.files import read_text
 from tinyflash.flash.budget import parse_memory
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES
-from tinyflash.flash.store.cached import store_of
-from tinyflash.flash.store.directory import FFN, RESIDENT, open_store
+from tinyflash.flash.store.cached import open_or_convert
+from tinyflash.flash.store.directory import FFN, RESIDENT
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import linear
@@ -54,8 +54,7 @@ def bench_flash(options):
     """
     modes = modes_of(options.modes)
     profile = load_profile(options.profile) if options.profile else None
-    with terminal.progress(f"Converting {options.model} for flash", "bytes") as report:
-        store = open_store(store_of(find_model(options.model), report))
+    store = open_or_convert(find_model(options.model), options.model, terminal.progress)
     model_bytes = sum(store.manifest["files"][name]["bytes"] for name in (RESIDENT, FFN))
     parse_memory(options.memory, model_bytes)
     ids, text_name = stream(store, options.text, options.prompt, options.tokens)

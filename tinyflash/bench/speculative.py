@@ -120,7 +120,8 @@ def bench_speculative(options):
     widths = numbers(options.widths, int, "--widths")
     alphas = numbers(options.alphas, float, "--alphas")
     flash = {"memory": options.memory, "mode": options.mode, "k": options.window}
-    model = dataclasses.replace(tinyflash.load(options.model, **flash), eos_ids=frozenset())
+    model = tinyflash.load(options.model, **flash, progress=terminal.progress)
+    model = dataclasses.replace(model, eos_ids=frozenset())
     texts = pieces(model, options)
     drafters, fed = drafters_of(model, options, widths, alphas)
     model.logits(texts[0][:2])  # what is done once is done before

@@ -3,29 +3,19 @@
 import sys
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import tinyflash
 from tinyflash import terminal
-from tinyflash.checkpoint.sources import find_model
 from tinyflash.describe import describe_memory, describe_model
-from tinyflash.flash.store.cached import store_of
-from tinyflash.flash.store.directory import is_store, open_store
-from tinyflash.flash.store.verified import verify_once
+from tinyflash.flash.store.directory import is_store
 
 
 def open_model(source, **settings):
     """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
-    converts = settings.get("memory") is not None
-    if converts or is_store(source):
-        path = find_model(source)
-        with terminal.progress(f"Converting {source} for flash", "bytes") as report:
-            store = store_of(path, report)
-        if store != path:
-            terminal.note(f"{source} is read from the flash directory {store}")
-        with terminal.progress("Checking what was written", "bytes") as report:
-            verify_once(open_store(store), report)
-    with terminal.waiting(f"Opening {source}"):
-        model = tinyflash.load(source, **settings)
+    model = tinyflash.load(source, **settings, progress=terminal.progress)
+    if model.flash and not is_store(Path(source).expanduser()):
+        terminal.note(f"{source} is read from the flash directory {model.path}")
     terminal.note(describe_model(model))
     if model.flash:
         terminal.note(describe_memory(model.flash))

@@ -20,6 +20,7 @@ from tinyflash.flash.store.verified import refuse_changed, verify_once
 from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.flash.windowed import Windowed
+from tinyflash.progress import quiet
 from tinyflash.transformer import no_tap
 from tinyflash.turns import Turn
 from tinyflash.weights import bytes_of
@@ -192,7 +193,9 @@ class FlashEngine:
         self.unfinished = False
 
 
-def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=np.float32):
+def open_engine(
+    store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=np.float32, progress=quiet
+):
     """Open a flash directory within a memory budget.
 
     memory : bytes or text, see budget.parse_memory; None for as much as the model has
@@ -200,6 +203,7 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
              "hybrid" where not
     k      : tokens of the window, at least 1; None for as many as fit
     tokens : that the KV cache must have room for
+    progress : Progress of checking its digests
     raises : ValueError for another mode, a k below 1, too little memory, or a store that is not
              what was written (its digests are checked once)
     """
@@ -207,7 +211,8 @@ def open_engine(store, *, memory=None, mode=None, k=None, tokens=TOKENS, dtype=n
         raise ValueError(f"A flash model runs in mode {', '.join(MODES)}, not {mode!r}.")
     if k is not None and k < 1:
         raise ValueError(f"A window is at least 1 token long, not {k}.")
-    verify_once(store)
+    with progress("Checking what was written", "bytes") as report:
+        verify_once(store, report)
     predictors = read_predictors(store, dtype)
     mode = mode or ("all" if predictors else "hybrid")
     if mode == "predictor" and not predictors:

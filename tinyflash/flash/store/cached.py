@@ -5,11 +5,17 @@ import os
 
 from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
 from tinyflash.checkpoint.noted import state_of
-from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import SMALL_FILES
 from tinyflash.files import digest
-from tinyflash.flash.store.convert import convert, weight_files
-from tinyflash.flash.store.directory import is_store
+from tinyflash.flash.store.convert import convert_source, open_source, weight_files
+from tinyflash.flash.store.directory import Store, is_store, open_store
+from tinyflash.progress import Progress, quiet
+
+
+def open_or_convert(path, name: str, progress: Progress = quiet) -> Store:
+    """The model's flash directory, opened: see `store_of`. `name` is what its user calls it."""
+    with progress(f"Converting {name} for flash", "bytes") as report:
+        return open_store(store_of(path, report))
 
 
 def store_of(path, progress=None):
@@ -25,12 +31,12 @@ def store_of(path, progress=None):
     """
     if is_store(path):
         return path
-    open_checkpoint(path)  # says in a sentence what a directory that is no model lacks
+    source = open_source(path)  # or says in a sentence what it lacks
     out = cache_directory() / "flash" / f"{path.stem}-{identity_of(path)[:12]}.flash"
     if not is_store(out):
         with one_at_a_time(out, f"converting {path.name} for flash"):
             if not is_store(out):
-                convert(path, out, progress=progress)
+                convert_source(source, path, out, progress=progress)
                 keep_private(out)
     return out
 

@@ -2,11 +2,12 @@
 
 import json
 import mmap
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tinyflash.checkpoint.entries import FLOAT_DTYPES
+from tinyflash.checkpoint.entries import FLOAT_DTYPES, Checkpoint
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
 from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
@@ -40,6 +41,21 @@ from tinyflash.weights import locate, refuse_left_over, take
 PIECE = 1 << 19
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model that is open, and in which state its files were before: see `states_in`."""
+
+    path: Path
+    checkpoint: Checkpoint
+    states: dict
+
+
+def open_source(path) -> Source:
+    """A model's directory or GGUF file, to be converted; raises as `open_checkpoint`."""
+    states = states_in(path)
+    return Source(path, open_checkpoint(path), states)
+
+
 def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
     """Write a model as a flash directory; returns its path.
 
@@ -60,13 +76,18 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
         raise ValueError(f"Bundling is {' or '.join(BUNDLINGS)}, not {bundling!r}.")
     if dtype not in ("keep", *NUMPY_NAMES):
         raise ValueError(f"A store is written as {', '.join(NUMPY_NAMES)} or keep, not {dtype!r}.")
-    path, out = find_model(source), Path(out)
+    path = find_model(source)
     if is_store(path):
         raise ValueError(
             f"{path} is a flash directory already; convert the checkpoint that it was made from."
         )
-    before = states_in(path)
-    checkpoint = open_checkpoint(path)
+    settings = {"bundling": bundling, "dtype": dtype, "progress": progress}
+    return convert_source(open_source(path), source, out, **settings)
+
+
+def convert_source(source, name, out, *, bundling="row-column", dtype="keep", progress=None):
+    """The same for a Source; `name` is what flash.json calls it."""
+    out, checkpoint = Path(out), source.checkpoint
     config = read_config(checkpoint.config)
     places = locate(checkpoint, config, weight_shapes(config))
     refuse_left_over(checkpoint, config, {place.name for place in places.values()})
@@ -78,7 +99,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
     resident = layout(
         {n: (SAFETENSORS_NAMES[d], checkpoint.shape(n)) for n, d in dtypes.items()}, alignment=8
     )
-    sources = weight_files(path)
+    sources = weight_files(source.path)
     done, total = 0, sum(file.stat().st_size for file in sources) + resident.nbytes + ffn.nbytes
 
     def report(nbytes):
@@ -100,7 +121,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
             write_ffn(write, ffn, checkpoint, config, flash, bundling, ffn_dtype)
         manifest = {
             "format_version": FORMAT_VERSION,
-            "source": {"name": str(source), "sha256": digests},
+            "source": {"name": str(name), "sha256": digests},
             "dtype": ffn_dtype,
             "bundling": bundling,
             "block_size": BLOCK,
@@ -110,7 +131,7 @@ def convert(source, out, *, bundling="row-column", dtype="keep", progress=None):
         content = manifest_text(manifest).encode()
         with digested_file(part / MANIFEST, len(content), {}) as write:
             write(content)
-        refuse_changed_source([*sources, *small_paths(path)], before)
+        refuse_changed_source([*sources, *small_paths(source.path)], source.states)
     return out
 
 

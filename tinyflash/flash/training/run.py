@@ -20,8 +20,8 @@ from tinyflash.directories import own_directory
 from tinyflash.flash.activity import exact_note
 from tinyflash.flash.predictor import Predictor, write_predictors
 from tinyflash.flash.reading.reader import FlashReader
-from tinyflash.flash.store.cached import store_of
-from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.cached import open_or_convert
+from tinyflash.flash.store.directory import resident_weights
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.flash.training.fatrelu import calibrate, thresholds_of, write_thresholds
 from tinyflash.flash.training.layer_by_layer import (
@@ -59,7 +59,7 @@ def train_predictor(options, report):
     for name, value in (("--epochs", options.epochs), ("--tokens", options.tokens)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
-    store = open_store(store_of(find_model(options.model)))
+    store = open_or_convert(find_model(options.model), options.model)
     ranks = parse_ranks(options.ranks, store.config)
     verify_once(store)
     tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
