@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,27 @@ def test_evaluate_perplexity_and_choices(models, capsys, tmp_path):
     assert f"{measured.perplexity:.4f}"[:6] in table and "context rule" in table
     only = last_json(done(capsys, "evaluate", models["opt"], *files[:2], "--json"))
     assert "accuracy" not in only and only["perplexity"] == result["perplexity"]
+
+
+def test_what_measures_a_model_never_looks_at_what_its_makers_recommend(models, capsys, tmp_path):
+    folder = tmp_path / "recommending"
+    shutil.copytree(models["opt"], folder)
+    recommended = {"do_sample": "yes", "temperature": "hot", "repetition_penalty": 1.9}
+    (folder / "generation_config.json").write_text(json.dumps(recommended))
+    text = tmp_path / "text.txt"
+    text.write_text(TOKENIZER_TEXT)
+    recordings = []
+    for model in (models["opt"], folder):
+        recordings.append(tmp_path / f"{len(recordings)}.safetensors")
+        done(capsys, "record", model, "--text", "The river", "--out", recordings[-1])
+    measured = [
+        last_json(done(capsys, "evaluate", model, "--text", text, "--json"))["perplexity"]
+        for model in (models["opt"], folder)
+    ]
+    assert measured[0] == measured[1]
+    assert main(["diff", *map(str, recordings)]) == 0
+    capsys.readouterr()
+    assert "do_sample = 'yes'" in refused(capsys, "generate", "The", "--model", folder)
 
 
 # record and diff

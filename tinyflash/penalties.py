@@ -4,12 +4,20 @@ Each looks at the tokens before, and at nothing else, so that speculation stays 
 calls them at every node of a draft tree with the tokens on that node's own path.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
+
+from tinyflash.settings import Sampling
 
 LARGEST = np.finfo(np.float64).max
 
 
-def penalized(logits, sampling, prompt, new):
+def penalized(
+    logits: np.ndarray, sampling: Sampling, prompt: Sequence[int], new: Sequence[int]
+) -> np.ndarray:
     """Logits after all penalties and bans of `sampling`.
 
     The order is that of transformers: the repetition penalty, then what may not be said at all.
@@ -38,7 +46,7 @@ def penalized(logits, sampling, prompt, new):
     return logits
 
 
-def less_repeated(logits, ids, penalty):
+def less_repeated(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarray:
     """Logits of tokens that the text has: those above 0 divided by the penalty, others multiplied.
 
     (CTRL, arXiv 1909.05858, §4.1, which divides all of them; multiplying those below 0 is what
@@ -55,7 +63,9 @@ def less_repeated(logits, ids, penalty):
     return np.where(seen, changed, logits)
 
 
-def less_frequent(logits, new, presence, frequency):
+def less_frequent(
+    logits: np.ndarray, new: Sequence[int], presence: float, frequency: float
+) -> np.ndarray:
     """Subtract `presence` from every token of the answer, and `frequency` as often as it is there.
 
     logits - presence · (count > 0) - frequency · count. The prompt does not count. (The rule of
@@ -67,12 +77,12 @@ def less_frequent(logits, new, presence, frequency):
     >>> less_frequent(np.array([3.0, 3.0, 3.0], dtype=np.float64), [0, 0, 1], 1.0, 0.5).tolist()
     [1.0, 1.5, 3.0]
     """
-    new = np.array(new, dtype=np.int64)
-    counts = np.bincount(new[new < len(logits)], minlength=len(logits))
+    said = np.array(new, dtype=np.int64)
+    counts = np.bincount(said[said < len(logits)], minlength=len(logits))
     return logits - (presence * (counts > 0) + frequency * counts)
 
 
-def completing_ngrams(ids, n):
+def completing_ngrams(ids: np.ndarray, n: int) -> np.ndarray:
     """The tokens that would complete a row of n tokens which the text has already.
 
     ids : int (T,), prompt and answer;  n : 0 for none
@@ -88,6 +98,6 @@ def completing_ngrams(ids, n):
     return rows[begun, -1]
 
 
-def without(logits, tokens):
+def without(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """Logits with -inf for these tokens; those that the vocabulary has not are passed over."""
     return np.where(np.isin(np.arange(len(logits), dtype=np.int64), tokens), -np.inf, logits)

@@ -1,12 +1,19 @@
 """From logits to the next token: logits -> penalties -> distribution -> token."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from tinyflash.ops import softmax
 from tinyflash.penalties import penalized
+from tinyflash.settings import Sampling
 
 
-def next_distribution(logits, sampling, prompt, new):
+def next_distribution(
+    logits: np.ndarray, sampling: Sampling, prompt: Sequence[int], new: Sequence[int]
+) -> np.ndarray:
     """The distribution of the token that follows a prompt and the new tokens after it.
 
     logits : (V,), after the last of them;  sampling : settings.Sampling
@@ -20,7 +27,13 @@ def next_distribution(logits, sampling, prompt, new):
     )
 
 
-def distribution(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
+def distribution(
+    logits: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> np.ndarray:
     """softmax(logits / temperature), cut and rescaled.
 
     Temperature 0 is its limit, all weight on the likeliest token (the first of several).
@@ -58,7 +71,7 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     return p
 
 
-def draw(p, rng):
+def draw(p: np.ndarray, rng: np.random.Generator) -> int:
     """One token drawn from the distribution: the first whose cumulated probability exceeds u.
 
     p : float64 (V,);  rng : np.random.Generator;  returns: int

@@ -57,7 +57,7 @@ class Sampling:
         )
 
 
-def whole(name, value):
+def whole(name: str, value: object) -> int | None:
     """A setting that counts something, as an int: 20.0 is 20, and None stays None.
 
     raises: ValueError for what is no whole number
@@ -70,7 +70,7 @@ def whole(name, value):
     return int(value)
 
 
-def number(name, value):
+def number(name: str, value: object) -> float | None:
     """A setting as a float; None stays None.
 
     raises: ValueError for what is no number: "50", True

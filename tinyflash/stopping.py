@@ -9,12 +9,12 @@ class StopStrings:
     found : whether a stop string appeared; what is held then stays so
     """
 
-    def __init__(self, stop):
+    def __init__(self, stop: tuple[str, ...]):
         self.stop = stop
         self.held = ""
         self.found = False
 
-    def add(self, text):
+    def add(self, text: str) -> str:
         """The text, of that held back and this, which surely stands before every stop string."""
         self.held += text
         cut = first_stop(self.held, self.stop)
@@ -24,13 +24,13 @@ class StopStrings:
         return piece
 
 
-def first_stop(text, stop):
+def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
     """Where the first stop string begins in `text`, or None."""
     places = [text.find(stop_text) for stop_text in stop if stop_text in text]
     return min(places) if places else None
 
 
-def possible_stop(text, stop):
+def possible_stop(text: str, stop: tuple[str, ...]) -> int:
     """Length of the longest end of `text` with which a stop string begins."""
     longest = 0
     for stop_text in stop:
@@ -40,7 +40,7 @@ def possible_stop(text, stop):
     return longest
 
 
-def stop_strings(stop):
+def stop_strings(stop: object) -> tuple[str, ...]:
     """Stop strings as a tuple; one string is one of them.
 
     raises: ValueError if one is empty, or no string

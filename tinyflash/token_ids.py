@@ -5,7 +5,7 @@ from numbers import Integral
 import numpy as np
 
 
-def token_ids(ids, vocab_size: int) -> np.ndarray:
+def token_ids(ids: object, vocab_size: int) -> np.ndarray:
     """Token ids as an array.
 
     ids    : ints, T of them: a list, a tuple, a range, or an array of whole numbers
@@ -35,7 +35,7 @@ def token_ids(ids, vocab_size: int) -> np.ndarray:
     return np.array(given, dtype=np.int64)
 
 
-def short(value) -> str:
+def short(value: object) -> str:
     """A value in few letters, for a message."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return "of more than 30 digits"

@@ -39,6 +39,7 @@ def sampling_of(options):
 
 def say_recommended(recommended, given):
     """Which of the settings that the model's makers recommend are in force, if any is."""
+    recommended.sampling(given)  # refuses what means nothing, before it is said to be in force
     held = recommended.in_force(given)
     if held:
         said = ", ".join(f"{name} {value}" for name, value in held.items())

@@ -68,7 +68,7 @@ class DraftModel:
         returns : Tree
         """
         length = min(self.length, self.draft.config.context - len(ids) + 1)
-        if length < 1 or max(ids) >= self.draft.config.vocab_size:
+        if length < 1 or (self.shared < self.V and max(ids) >= self.shared):
             return chain(ids[-1:])
         with self.turn:
             return self._chain(ids, length)
