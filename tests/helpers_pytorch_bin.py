@@ -1,11 +1,12 @@
 """PyTorch .bin files written by hand, opcode by opcode, so that no test needs torch."""
 
-import mmap
 import os
 import struct
 import zipfile
 
 import numpy as np
+
+from tinyflash.checkpoint.mapped import file_behind
 
 STORAGE_TYPES = {
     "float64": "DoubleStorage",
@@ -137,10 +138,7 @@ def resident_bytes():
 
 def is_mapped(array):
     """Whether an array is a view of a mapped file, and not a copy."""
-    owner = array
-    while getattr(owner, "base", None) is not None:
-        owner = owner.base
-    return isinstance(owner, mmap.mmap)
+    return file_behind(array) is not None
 
 
 def shortened(path):

@@ -27,7 +27,7 @@ from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.store.manifest import SEAL, seal_of
-from tinyflash.flash.store.verified import check_anew, refuse_changed, verify_once
+from tinyflash.flash.store.verified import check_anew, refuse_changed_store, verify_once
 from tinyflash.flash.training.fatrelu import write_thresholds
 
 IDS = [2, 5, 7, 9]
@@ -92,7 +92,7 @@ def test_what_changes_while_it_is_verified_is_not_noted(store, name):
     verify_once(store, progress)
     assert changed and verified.noted(store) is None
     with pytest.raises(OSError, match=f"{name} was changed while it was opened; try again"):
-        refuse_changed(store)
+        refuse_changed_store(store)
     with pytest.raises(ValueError, match=f"{name} is damaged: its SHA-256"):
         tinyflash.load(store.path)
 

@@ -3,12 +3,14 @@
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.chat import Chat
 from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.config import ModelConfig
@@ -16,7 +18,7 @@ from tinyflash.families import read_config
 from tinyflash.flash.engine import FlashEngine, open_engine
 from tinyflash.flash.store.cached import open_or_convert
 from tinyflash.flash.store.directory import is_store
-from tinyflash.flash.store.verified import refuse_changed
+from tinyflash.flash.store.verified import refuse_changed_store
 from tinyflash.generate import Generation
 from tinyflash.generation_config import Recommended, read_recommended
 from tinyflash.kv_cache import KVCache
@@ -55,6 +57,11 @@ class Model:
     recommended: Recommended
     flash: FlashEngine | None = None
 
+    @cached_property
+    def files(self):
+        """The files that its weights are mapped from, to which nobody may write meanwhile."""
+        return files_behind([*self.weights.values(), *(self.flash.factors if self.flash else ())])
+
     def logits(self, ids, cache=None, tap=None, tree=None):
         """Logits after each of the tokens.
 
@@ -65,8 +72,10 @@ class Model:
                 before; once it is decided which of its tokens stay, see `keep`
         returns: (T, V), float32 (or float64 if the model was loaded so)
         raises: ValueError if the ids are none of the vocabulary, the context overflows, or weights
-                with Inf or NaN made the logits meaningless. After this and every other exception,
-                as Ctrl-C, the cache is as it was, and the next call may come
+                with Inf or NaN made the logits meaningless; OSError if somebody wrote to a file
+                of the model (one that is cut short in the middle of this ends the process). After
+                this and every other exception, as Ctrl-C, the cache is as it was, and the next
+                call may come
         """
         ids = token_ids(ids, self.config.vocab_size)
         known = 0 if cache is None else cache.length
@@ -79,7 +88,9 @@ class Model:
                 f"{self.config.context}; shorten the text."
             )
         try:
+            refuse_changed(self.files)
             logits = self._pass(ids, cache, tap, tree)
+            refuse_changed(self.files)
             if not np.isfinite(logits).all():
                 raise ValueError(self._why_infinite())
             return logits
@@ -233,7 +244,7 @@ def load(
     eos_ids = set(config.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
     recommended = read_recommended(path, config.context)
     if flash:
-        refuse_changed(flash.store)  # the small files, too, were read since it was verified
+        refuse_changed_store(flash.store)  # the small files, too, were read since it was verified
     return Model(
         name=str(source),
         path=path,

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint, Entry
 from tinyflash.checkpoint.gguf_config import ROPE_FREQS, hugging_face_config
+from tinyflash.checkpoint.mapped import file_behind, mapped_array
 from tinyflash.files import naming, to_install
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # mapped as they are
@@ -96,6 +97,11 @@ def read(path):
         ) from None
 
     class Reader(gguf.GGUFReader):
+        data = None  # the file, mapped as we do it and not as the package does
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, mapped_array(path) if name == "data" else value)
+
         def _get(self, offset, dtype, count=1, override_order=None):
             # Two reasons to say this in our own way: the package's own returns less than it was
             # asked for where the file ends, and it takes five times as long over a vocabulary.
@@ -160,7 +166,9 @@ def entry(path, tensor, name, heads):
         if heads is not None or kind in QUANTIZED:
             # What is copied anyway is read: mapped pages would stay in DRAM beside the copy.
             offset = int(tensor.data_offset)
-            numbers = np.fromfile(path, stored.dtype, stored.size, offset=offset)
+            with naming(path):
+                numbers = np.fromfile(path, stored.dtype, stored.size, offset=offset)
+            file_behind(stored).refuse_changed(also_replaced=True)
             stored = numbers.reshape(stored.shape)
         if heads is not None:
             stored = stored[half_split_rows(heads, shape[0] // heads)]

@@ -30,6 +30,19 @@ def state_of(file: str | Path | int) -> list[int]:
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+def was_written(path: str | Path, opened: list[int], now: list[int]) -> bool:
+    """Whether somebody wrote to an open file: deleting it, or giving it another name, is not that.
+
+    opened, now: from `state_of` of its descriptor;  path: the name by which it was opened
+    """
+    if now[1:3] != opened[1:3]:
+        return True
+    try:
+        return now != opened and state_of(path)[0] == opened[0]
+    except FileNotFoundError:
+        return False
+
+
 def settled(states: list[list[int]]) -> bool:
     """Whether a change from now on would show in the times of these files.
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tinyflash.checkpoint.entries import NUMPY_DTYPES, Entry, refuse_lfs_pointer
+from tinyflash.checkpoint.mapped import mapped_array
 from tinyflash.checkpoint.tensor_pickle import StoredTensor, tensors_by_name
 from tinyflash.files import printable
 
@@ -85,7 +86,7 @@ def _mapped_records(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"{path}: {name} in it is compressed or encrypted; {RESAVE}")
             places[member.filename] = (_data_offset(path, file, member), member.file_size)
 
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    mapped = mapped_array(path)
     return {name: mapped[offset : offset + size] for name, (offset, size) in places.items()}
 
 

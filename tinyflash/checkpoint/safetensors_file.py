@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 
 from tinyflash.checkpoint.entries import NUMPY_DTYPES, Entry, are_sizes, refuse_lfs_pointer
+from tinyflash.checkpoint.mapped import mapped_array
 from tinyflash.files import json_object, printable
 
 SAFETENSORS_DTYPES = {
@@ -70,7 +71,7 @@ def safetensors_entries(path: Path) -> dict[str, Entry]:
             f"and there are {file_size}; download it again"
         )
 
-    data = np.memmap(path, dtype=np.uint8, mode="r")[8 + header_length :]
+    data = mapped_array(path)[8 + header_length :]
     return {
         name: Entry(dtype, shape, end - begin, _view_loader(data[begin:end], dtype, shape))
         for name, (dtype, shape, begin, end) in layout.items()

@@ -16,7 +16,7 @@ from tinyflash.flash.read_ahead import background
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import Store, resident_weights
-from tinyflash.flash.store.verified import refuse_changed, verify_once
+from tinyflash.flash.store.verified import refuse_changed_store, verify_once
 from tinyflash.flash.streamed import Streamed
 from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.flash.windowed import Windowed
@@ -68,6 +68,11 @@ class FlashEngine:
             with self.turn:
                 self._allocate()
         return self.layers
+
+    @property
+    def factors(self):
+        """The factors of all predictors: HalfMatrices, mapped."""
+        return [factor for one in self.predictors or () for factor in (one.down, one.up)]
 
     def _allocate(self):
         """Allocate the layers, unless they are there. Half of them are never there."""
@@ -228,7 +233,7 @@ def open_engine(
     about = store, weights, mode, predictors, kv_dtype_of(dtype)
     budget = budget_of(*about, memory, min(tokens, store.config.context))
     reader = FlashReader(store.ffn_path, queue=open_queue())
-    refuse_changed(store)
+    refuse_changed_store(store)
     return FlashEngine(
         store, reader, budget, mode, k, dtype, weights, predictors, thresholds_of(store)
     )

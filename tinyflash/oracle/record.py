@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 import tinyflash
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.files import digest, read_json, refuse_foreign, write_files
@@ -198,7 +199,9 @@ def read_recording(path):
             f"{path}: its SHA-256 is not the one in {manifest_path.name}, so they do not belong "
             "together; make the recording again."
         )
-    return {name: entries[name].load() for name in manifest["tap_order"]}, manifest
+    taps = {name: entries[name].load() for name in manifest["tap_order"]}
+    refuse_changed(files_behind(taps.values()))  # the digest is that of what was mapped before
+    return taps, manifest
 
 
 def checked_manifest(path):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checks import is_count
 from tinyflash.ops import linear, log_softmax, rows, silu
 from tinyflash.speculative.drafter_files import Drafter
@@ -131,7 +132,9 @@ class ReDrafter:
         ids     : ints, all tokens so far
         hidden  : (D,), final norm at the token before the last: what the last was chosen from
         returns : tree.Tree
+        raises  : OSError if somebody wrote to the drafter's file
         """
+        refuse_changed(files_behind(self.drafter.weights.values()))
         beams, log_probs = beam_search(
             self.drafter, self.embed, hidden, ids[-1], self.width, self.length
         )

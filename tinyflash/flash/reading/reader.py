@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyflash.checkpoint.noted import state_of, was_written
 from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.reading.by_queue import ByQueue
 from tinyflash.flash.reading.by_threads import ByThreads
@@ -66,7 +67,7 @@ class FlashReader:
         self.descriptor = open_direct(path)
         self.close_file = weakref.finalize(self, os.close, self.descriptor)
         self.close_file.atexit = False
-        self.opened_as = self._state()
+        self.opened_as = state_of(self.descriptor)
         if queue is not None and not is_direct(self.descriptor):  # it would wait for each read
             queue.close()
             queue = None
@@ -168,7 +169,7 @@ class FlashReader:
             with self.reading:
                 sizes = self._read(reads, out.reshape(-1))
             self.unfinished = False
-            if self._state() != self.opened_as:
+            if was_written(self.path, self.opened_as, state_of(self.descriptor)):
                 raise OSError(f"{self.path} was changed while it was read; open it again.")
             wanted, seconds = int((ends - begins).sum()), time.perf_counter() - began
             counted = ReadCounters.of(wanted, sizes, seconds)
@@ -185,18 +186,13 @@ class FlashReader:
 
     def _refuse_impossible(self, begins, ends):
         """Refuse, in one sentence, pieces that overlap or that the file does not have."""
-        size = self.opened_as[0]
+        size = self.opened_as[1]
         if begins[0] < 0 or ends[-1] > size:
             raise ValueError(
                 f"{self.path} has {size} bytes, and bytes {begins[0]} to {ends[-1]} were asked for."
             )
         if np.any(begins[1:] < ends[:-1]):
             raise ValueError("The same bytes were asked for twice in one call; name a row once.")
-
-    def _state(self):
-        """What changes when somebody writes to the file."""
-        state = os.fstat(self.descriptor)
-        return state.st_size, state.st_mtime_ns
 
 
 READERS = weakref.WeakSet()

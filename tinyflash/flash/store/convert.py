@@ -1,7 +1,6 @@
 """A checkpoint, streamed into a flash directory within the DRAM that one layer takes."""
 
 import json
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import FLOAT_DTYPES, Checkpoint
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
+from tinyflash.checkpoint.mapped import files_behind, let_go, refuse_changed
 from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import SMALL_FILES, find_model
@@ -235,6 +235,7 @@ def write_resident(write, resident, checkpoint, dtypes):
         for rows in rows_side_by_side([(matrix, stored, name)], dtype):
             write(rows)
             let_go(matrix)
+        refuse_changed(files_behind([matrix]))
 
 
 def write_ffn(write, ffn, checkpoint, config, places, bundling, dtype):
@@ -261,6 +262,7 @@ def write_layer(write, checkpoint, places, bundling, dtype):
         write(bytes(padding(written)))
     for array, _, _ in matrices.values():
         let_go(array)
+    refuse_changed(files_behind(array for array, _, _ in matrices.values()))
 
 
 def rows_side_by_side(matrices, dtype):
@@ -280,21 +282,3 @@ def rows_side_by_side(matrices, dtype):
             piece = array[first : first + height].copy(order="K")
             pieces.append(as_dtype(piece, stored, dtype, name))
         yield np.ascontiguousarray(np.concatenate(pieces, axis=1))
-
-
-def let_go(array):
-    """Tell the kernel that pages of a mapped file need not stay in this process's DRAM.
-
-    They are read again if they are asked for again. An array that is not mapped stays as it is.
-    """
-    mapping = mapping_of(array)
-    if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def mapping_of(array):
-    """The mapped file that an array is a view of, or None."""
-    owner = array
-    while getattr(owner, "base", None) is not None:
-        owner = owner.base
-    return owner if isinstance(owner, mmap.mmap) else None

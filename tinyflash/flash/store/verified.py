@@ -71,7 +71,7 @@ def refuse_changed_manifest(store):
         )
 
 
-def refuse_changed(store):
+def refuse_changed_store(store):
     """Raise an OSError if a file of a store is not in the state in which `open_store` found it."""
     for name, state in store.states.items():
         if state_of(store.path / name) != state:

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.flash.predictor import FILE as PREDICTOR
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import open_store, resident_weights
@@ -56,6 +57,7 @@ def calibrate(store, sequences, sparsity, progress=None):
     stream = embedded_sequences(weights, config, sequences)
     try:
         for i in range(config.layers):
+            refuse_changed(files_behind(weights.values()))
             layer = layer_weights(store, reader, weights, i)
             thresholds.append(layer_threshold(layer, config, i, stream, sparsity))
             layer = with_threshold(layer, config.weight_layer(i), thresholds[-1])

@@ -8,8 +8,8 @@ there already: to record what the layers do with it.
 
 import numpy as np
 
+from tinyflash.checkpoint.mapped import let_go
 from tinyflash.flash.neuron_rows import NeuronRows
-from tinyflash.flash.store.convert import let_go
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.transformer import (
     block,
@@ -72,4 +72,4 @@ def run_block(layer, config, i, x, see=no_tap):
 def let_go_of(layer):
     """Give the pages of a layer's mapped weights back to the kernel: this pass needs them once."""
     for weight in layer.values():
-        let_go(weight.bits if hasattr(weight, "bits") else weight)
+        let_go(weight)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.directories import own_directory
 from tinyflash.flash.activity import exact_note
@@ -138,6 +139,7 @@ def train_layers(store, state, description, sequences, parts, recipes, report):
         stream = embedded_sequences(weights, config, sequences)
     with FlashReader(store.ffn_path) as reader:
         for i in range(len(predictors), config.layers):
+            refuse_changed(files_behind(weights.values()))
             threshold = thresholds[i] if thresholds else None
             layer = layer_weights(store, reader, weights, i, threshold)
             recorded = record_layer(layer, config, i, stream)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.transformer import forward
 from tinyflash.workers import WORKERS, OneBlasThread
 
@@ -96,8 +97,11 @@ def examples_of(weights, config, windows, offsets, distill):
 
     windows : int (B, T + N + 1);  offsets : N;  distill : whether the model itself goes on
     returns : Examples, the windows' positions one after another, n = B · T
-    raises  : ValueError if hidden states are beyond float16, Inf or NaN
+    raises  : ValueError if hidden states are beyond float16, Inf or NaN; OSError if somebody wrote
+              to the model's files
     """
+    files = files_behind(weights.values())
+    refuse_changed(files)
     B, T = len(windows), windows.shape[1] - offsets - 1
     entering_head = "final_norm" if config.final_norm else f"layers.{config.layers - 1}.resid_post"
     seen = {}
@@ -112,6 +116,7 @@ def examples_of(weights, config, windows, offsets, distill):
         tokens = continuations(weights, config, cache, np.argmax(logits, axis=-1), offsets)
     else:
         tokens = sliding_window_view(windows[:, 1:], offsets + 1, axis=1)
+    refuse_changed(files)
     with np.errstate(over="ignore"):
         hidden = seen[entering_head].astype(np.float16)
     if not np.isfinite(hidden).all():
