@@ -188,6 +188,32 @@ def test_a_child_forked_during_a_pass_of_another_thread(folder, mode):
     assert text_of(subject, 0) == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_in_the_middle_of_a_pass_is_told(folder):
+    """What was to be read ahead is read in the parent only."""
+    subject = Subject(folder, "all", "none")
+    expected, said = subject.expected(PROMPTS[0], NEW), []
+
+    def tap(name, tensor):
+        if name == "layers.0.ffn.out" and ahead.job is not None and not said:
+            said.append("forked")
+            child = os.fork()
+            if child:
+                said.append(os.waitpid(child, 0)[1])
+
+    ahead = subject.model.flash.feed_forwards[1].ahead
+    parent = os.getpid()
+    try:
+        for token in range(3, 50):
+            subject.model.logits([token], tap=tap)
+    except ValueError as error:
+        os._exit(0 if "begin it again" in str(error) and text_of(subject, 0) == expected else 7)
+    finally:
+        if os.getpid() != parent:
+            os._exit(8)
+    assert said == ["forked", 0] and text_of(subject, 0) == expected
+
+
 def test_models_that_are_gone_leave_nothing(folder, monkeypatch):
     queues, real = [], engine.open_queue
     monkeypatch.setattr(engine, "open_queue", lambda: queues.append(real()) or queues[-1])

@@ -1,6 +1,7 @@
 """Turns: one at a time, and whoever was interrupted, or stayed behind in a fork, holds none."""
 
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,16 @@ def in_a_child(function):
         os.close(there)
 
 
-def test_only_one_at_a_time():
+@pytest.fixture
+def often():
+    """Threads that give way to one another all the time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_only_one_at_a_time(often):
     turn, inside, most, done = Turn("It"), [], [], []
 
     def work():
@@ -71,6 +81,25 @@ def test_only_one_at_a_time():
     for thread in threads:
         thread.join(timeout=20)
     assert len(done) == 8 and set(most) == {1} and len(most) == 320
+
+
+def test_what_runs_holds_whatever_it_calls(often):
+    """Generators, too, whose frames come and go while somebody looks."""
+    turn, held, leave = Turn("It"), threading.Event(), []
+
+    def hold():
+        with turn:
+            held.set()
+            while not leave:
+                sum(n for n in range(20))
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    looks = [turn.holder.holds for _ in range(300_000)]
+    leave.append(1)
+    holder.join()
+    assert all(looks) and not turn.holder.holds
 
 
 def test_who_holds_it_is_waited_for_longer_than_one_look():

@@ -1,11 +1,12 @@
 """Turns: one call at a time, and no lock that an interruption could leave locked for good.
 
 Ctrl-C may come at any bytecode, also between the last line of a `with lock:` and the lock's
-release. So what holds a turn is no flag but a call: a frame on the stack of its thread. When the
-frame is gone, however that came about, the turn is free. A forked child has no other threads, and
-what they held is free there too.
+release. So what holds a turn is no flag but a call, the frame that it runs in. When that does not
+run any more, however that came about, the turn is free. A forked child has no other threads than
+the one that forked, and what they held is free there too.
 """
 
+import os
 import sys
 import threading
 
@@ -15,24 +16,29 @@ LOOK_AGAIN = 0.05  # seconds: how long a holder that went without a word is wait
 class Claim:
     """A call that is under way.
 
-    thread, frame : where it runs
-    under_way     : a lock that is released when it says that it is over
-    followers     : Claims of those who wanted to be next; the first of them is
+    process, thread, frame : where it runs
+    under_way : a lock that is released when it says that it is over
+    followers : Claims of those who wanted to be next; the first of them is
     """
 
     def __init__(self, frame):
-        self.thread, self.frame = threading.get_ident(), frame
+        self.process, self.thread, self.frame = os.getpid(), threading.get_ident(), frame
         self.under_way = threading.Lock()
         self.under_way.acquire()
         self.followers = []
 
     @property
     def holds(self):
-        """Whether the call is still on the stack of its thread, and has not said it is over."""
-        frame = self.frame and sys._current_frames().get(self.thread)
-        while frame is not None and frame is not self.frame:
-            frame = frame.f_back
-        return frame is not None
+        """Whether the call runs, and has not said it is over."""
+        frame = self.frame
+        stayed_behind = self.process != os.getpid() and self.thread != threading.main_thread().ident
+        if frame is None or stayed_behind:
+            return False
+        try:
+            frame.clear()  # of what it left; Python refuses it to a frame that runs
+        except RuntimeError:
+            return True
+        return False
 
     def end(self):
         """Say that it is over; to be called once."""

@@ -1,7 +1,6 @@
 """Opens a flash directory as what the forward pass needs: weights, and a feed-forward a layer."""
 
 import itertools
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +34,7 @@ class FlashEngine:
     What its layers know of themselves is right between `begin` and `end`, and between `end` and
     the next `begin`. So a pass is marked as begun, and one that finds the mark of another, which
     an exception ended anywhere, forgets what the layers hold and reads it again. That changes no
-    result, as nothing that a cache holds ever does. A forked child does the same.
+    result, as nothing that a cache holds ever does.
 
     weights   : dict name -> weight, all but the feed-forward matrices
     budget    : Budget; only `make_room_for_kv_cache` changes it
@@ -58,7 +57,6 @@ class FlashEngine:
     last_cost: TokenCounters = field(default_factory=TokenCounters)
     turn: Turn = field(default_factory=lambda: Turn("This model"))
     unfinished: bool = False  # whether a pass was begun that has not come to its end
-    process: int = field(default_factory=os.getpid)
     undecided: int | None = None  # id of the KVCache of the last pass, if it has to say what stays
 
     @property
@@ -159,7 +157,7 @@ class FlashEngine:
         undecided : that many tokens are computed, and `keep` says afterwards which of them stay
         cache     : the KVCache of these tokens, by which `keep` knows them, or None
         """
-        if self.unfinished or self.process != os.getpid():
+        if self.unfinished:
             self._forget()
         self.unfinished = True
         self._allocate()
@@ -172,11 +170,10 @@ class FlashEngine:
 
     def _forget(self):
         """Make the layers as they were when they were new: the last pass did not end."""
-        if self.process == os.getpid():
-            background().submit(int).result()  # all that was to be read ahead has been
+        background().submit(int).result()  # all that was to be read ahead has been
         for layer in self.layers:
             layer.forget()
-        self.process, self.unfinished = os.getpid(), False
+        self.unfinished = False
 
     def keep(self, path, cache=None):
         """Of the undecided tokens those on `path` stay, see `Window.keep`.

@@ -7,6 +7,7 @@ is read then: a guess costs or saves time and never changes a result. (Reading b
 ours; the paper reads when a layer is reached. Deja Vu, arXiv 2310.17157, predicts a layer ahead.)
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -45,7 +46,7 @@ class ReadAhead:
         """The layer's source of activity, NeuronRows, Window and NeuronCache."""
         self.activity, self.fetched = activity, fetched
         self.window, self.cache = window, cache
-        self.job = None
+        self.job = self.process = None
         self.read = self.used = 0
 
     @property
@@ -59,7 +60,7 @@ class ReadAhead:
         x : (T, D), what entered the layer before
         """
         if self.job is None and self.pays:
-            self.job = background().submit(self._read, x)
+            self.process, self.job = os.getpid(), background().submit(self._read, x)
 
     def _read(self, x):
         """Read the neurons that are likely, if all of them fit the rows; returns Arrived.
@@ -86,11 +87,16 @@ class ReadAhead:
         wanted  : bool (F,), what is wanted in earnest
         up_bias : (F,);  spent : TokenCounters, gets what was read, and the time waited
         returns : Arrived
-        raises  : OSError or ValueError if it could not be read; nothing of it is there then
+        raises  : OSError or ValueError if it could not be read, or in a child that was forked
+                  meanwhile; nothing of it is there then
         """
         job, self.job = self.job, None
         if job is None:
             return Arrived()
+        if self.process != os.getpid():
+            raise ValueError(
+                "This process was forked during a pass, which cannot go on here; begin it again."
+            )
         with spent.timing("io_ms"):
             arrived = job.result()
         if len(arrived.neurons) == 0:
