@@ -26,7 +26,8 @@ import numpy as np
 from tinyflash.config import layer_shapes
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import rotary_frequencies
-from tinyflash.transformer import block, embed, no_tap, places_of
+from tinyflash.places import places_of
+from tinyflash.transformer import block, embed, no_tap
 from tinyflash.workers import pool
 
 RMS = 2.0  # of the embeddings; it keeps float16 weights away from subnormal numbers

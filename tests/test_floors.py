@@ -18,7 +18,7 @@ FLOORS = (
     "config checks ops taps files directories progress low_rank streams turns workers settings "
     "stopping penalties token_ids template_prices template_sandbox",
     "matrices checkpoint chat_template tokenizer families weights",
-    "transformer kv_cache sampling",
+    "transformer places kv_cache sampling",
     "training costs",
     "flash speculative compress",
     "generate chat generation_config evaluate choices model describe "

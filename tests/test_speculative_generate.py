@@ -15,7 +15,7 @@ from test_redrafter import random_drafter
 from test_verify import assert_another_law, differ
 
 import tinyflash
-from tinyflash import transformer
+from tinyflash import places
 from tinyflash.cli import main
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
@@ -180,7 +180,7 @@ def test_planted_faults_of_the_tree_are_seen(models, monkeypatch, name, fault):
     planted = {
         "positions_of": lambda T, start, tree=None: start + np.arange(T),
         "key_positions": lambda tree, start: np.arange(start + len(tree)),
-        "in_sight": lambda tree, start, window=None: transformer.visible(
+        "in_sight": lambda tree, start, window=None: places.visible(
             start, len(tree), start + len(tree), window
         ),
     }
@@ -192,7 +192,7 @@ def test_planted_faults_of_the_tree_are_seen(models, monkeypatch, name, fault):
         return model.logits(tree.tokens, cache, tree=tree)
 
     right = computed()
-    monkeypatch.setattr(transformer, fault, planted[fault])
+    monkeypatch.setattr(places, fault, planted[fault])
     assert np.abs(computed() - right).max() > 1e-3
 
 

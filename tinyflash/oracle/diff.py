@@ -15,8 +15,8 @@ from tinyflash.oracle.hints import hint
 from tinyflash.oracle.rows import Row, compared_row, is_floats
 from tinyflash.oracle.tolerances import LARGEST, TOLERANCES, shown_dtype
 from tinyflash.oracle.transformer_lens import with_our_names
+from tinyflash.places import visible
 from tinyflash.taps import short_name
-from tinyflash.transformer import visible
 
 MASKED = -1e4  # scores below are an engine's mark for what it masks; -inf is the usual one
 

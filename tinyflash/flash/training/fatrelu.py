@@ -33,7 +33,8 @@ from tinyflash.flash.training.layer_by_layer import (
     run_block,
 )
 from tinyflash.ops import ACTIVATIONS, linear
-from tinyflash.transformer import block, no_tap, places_of, under_prefix
+from tinyflash.places import places_of
+from tinyflash.transformer import block, no_tap, under_prefix
 
 DIGITS = 13  # binary ones of a magnitude that are told apart
 BINS = 1 << (8 + DIGITS)  # 8 digits of the exponent before them

@@ -11,12 +11,12 @@ import numpy as np
 from tinyflash.checkpoint.mapped import let_go
 from tinyflash.flash.neuron_rows import NeuronRows
 from tinyflash.matrices.half import HalfMatrix
+from tinyflash.places import places_of
 from tinyflash.transformer import (
     block,
     dense_feed_forward,
     embed,
     no_tap,
-    places_of,
     under_prefix,
 )
 
