@@ -7,8 +7,10 @@ import sys
 import pytest
 from helpers_models import OPT_CONFIG, write_model
 
+import tinyflash
 from tinyflash.cli import main, parser
 from tinyflash.commands.effects import RULES
+from tinyflash.flash.store.convert import convert
 
 
 def verbs(of=None, name=""):
@@ -49,8 +51,9 @@ def said(capsys, *arguments, code=2):
     except SystemExit as exit:
         assert exit.code == code
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("tinyflash: ")
-    return err.splitlines()[-1]
+    line = err.splitlines()[-1]
+    assert out == "" and line.startswith("tinyflash: ")
+    return line
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,30 @@ def test_a_seed_needs_something_that_is_drawn(tmp_path, capsys):
         assert main([*few, *more]) == 0
     (model / "generation_config.json").write_text('{"do_sample": true}')
     assert main(few) == 0
+
+
+def test_a_window_needs_a_mode_that_keeps_one(tmp_path, capsys):
+    """Without trained predictors the mode is hybrid, and that shows when the model is open."""
+    convert(write_model(tmp_path / "opt", OPT_CONFIG, seed=4), tmp_path / "flash")
+    (tmp_path / "text").write_text("The river rose. " * 40)
+    store, text = str(tmp_path / "flash"), str(tmp_path / "text")
+    bench = ["bench", "speculative", store, "--text", text, "--prompt", "4", "--tokens", "2"]
+    for arguments in (
+        ["generate", "The", "--model", store],
+        ["evaluate", store, "--text", text],
+        [*bench, "--prompts", "1"],
+    ):
+        line = said(capsys, *arguments, "--window", 3, "--memory", "150%")
+        assert "A window of 3 has no effect in mode hybrid" in line
+        assert main([*arguments, "--window", "3", "--memory", "150%", "--mode", "window"]) == 0
+        capsys.readouterr()
+
+
+def test_load_refuses_them_as_well(tmp_path):
+    with pytest.raises(ValueError, match="mode and k have no effect; give a memory"):
+        tinyflash.load("default", mode="all")
+    with pytest.raises(ValueError, match="mode and k have no effect"):
+        tinyflash.load("default", k=3)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

@@ -35,6 +35,10 @@ class Chat:
         self.answered = []  # messages of the finished turns
         self.generation = None  # the turn in the making
 
+    def __repr__(self):
+        messages, cached = len(self.messages), self.cache.length
+        return f"<Chat with {self.model.name!r}: {messages} messages, {cached} tokens cached>"
+
     @property
     def messages(self):
         """The conversation so far, but for `system`: dicts with "role" and "content"."""
@@ -82,6 +86,8 @@ class Chat:
 
     def clear(self):
         """Forget what was said; `system` stays."""
+        if self.generation is not None:
+            self.generation.close()
         self.answered, self.generation, self.cached_ids = [], None, []
         self.cache.truncate(0)
 

@@ -94,6 +94,11 @@ class Generation:
         self._pieces = self._run()
         self._whole = False  # whether it came to its end
 
+    def __repr__(self):
+        ended = f"ended by {self.stop_reason}" if self.stop_reason else "in the making"
+        text = self.text if len(self.text) <= 40 else self.text[:39] + "…"
+        return f"<Generation: {len(self.ids)} of {self.max_new_tokens} tokens, {ended}, {text!r}>"
+
     def choose(self, logits, step):
         """The distribution of the next token, by all that the text holds.
 

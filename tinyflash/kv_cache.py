@@ -23,6 +23,9 @@ class KVCache:
         self.keys = [np.empty(shape, dtype=dtype) for _ in range(config.layers)]
         self.values = [np.empty(shape, dtype=dtype) for _ in range(config.layers)]
 
+    def __repr__(self):
+        return f"<KVCache: {self.length} tokens, {self.nbytes / 1e6:.1f} MB>"
+
     @property
     def nbytes(self):
         """DRAM that the buffers take, in bytes."""

@@ -57,6 +57,12 @@ class Model:
     recommended: Recommended
     flash: FlashEngine | None = None
 
+    def __repr__(self):
+        held = f"{bytes_of(self.weights) / 1e6:,.1f} MB in DRAM, computed in {self.dtype}"
+        flash = f", flash in mode {self.flash.mode}" if self.flash else ""
+        layers = f"{self.config.layers} layers of width {self.config.width}"
+        return f"<Model {self.name!r}: {self.config.family}, {layers}, {held}{flash}>"
+
     @cached_property
     def files(self):
         """The files that its weights are mapped from, to which nobody may write meanwhile."""
@@ -220,7 +226,7 @@ def load(
              weights) or "6.65GB"; the rest is read from flash, and a model that is no flash
              directory is first converted into one in the user's cache. None for all weights
     mode   : of the flash feed-forwards, see flash/feed_forward.py; None for the best there is
-    k      : tokens of the window; None for as many as fit
+    k      : tokens of the window, in modes that keep one; None for as many as fit
     dtype  : "float32", or "float64" for proofs
     progress : shown the steps, as terminal.progress; by default nobody is
     raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
@@ -235,6 +241,11 @@ def load(
         flash = open_engine(store, **settings, progress=progress)
         path, config, weights = store.path, store.config, flash.weights
         tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
+    elif mode is not None or k is not None:
+        raise ValueError(
+            f"{source} is to be opened with all weights in DRAM, where mode and k have no effect; "
+            "give a memory, as '50%', or leave them out."
+        )
     else:
         with progress(f"Opening {source}"):
             checkpoint = open_checkpoint(path)

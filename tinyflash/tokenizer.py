@@ -34,6 +34,9 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
 
+    def __repr__(self):
+        return f"<Tokenizer: {self.vocab_size:,} tokens>"
+
     @property
     def vocab_size(self):
         """Number of tokens; the model's V may be larger, padded to a round number."""

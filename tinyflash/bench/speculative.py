@@ -23,6 +23,7 @@ from tinyflash import terminal
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.files import read_text
 from tinyflash.flash.counters import TokenCounters
+from tinyflash.flash.engine import refuse_idle_window
 from tinyflash.generate import Generation
 from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.redrafter import ReDrafter
@@ -121,6 +122,8 @@ def bench_speculative(options):
     alphas = numbers(options.alphas, float, "--alphas")
     flash = {"memory": options.memory, "mode": options.mode, "k": options.window}
     model = tinyflash.load(options.model, **flash, progress=terminal.progress)
+    if model.flash:
+        refuse_idle_window(model.flash, options.window)
     model = dataclasses.replace(model, eos_ids=frozenset())
     texts = pieces(model, options)
     drafters, fed = drafters_of(model, options, widths, alphas)

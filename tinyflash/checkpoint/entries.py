@@ -51,6 +51,9 @@ class Tensor:
     dtype: str  # "float32" | "float16" | "bfloat16"
     array: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name!r}: {self.dtype} {self.array.shape}>"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -83,6 +86,9 @@ class Checkpoint:
     config: dict
     entries: dict[str, Entry]
     absent: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {str(self.path)!r}: {len(self.entries)} tensors>"
 
     def names(self) -> list[str]:
         """Names of all tensors, integer ones included, in the order of the files."""

@@ -38,7 +38,7 @@ LAYER_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GGUFCheckpoint(Checkpoint):
     """A Checkpoint with the file's metadata, which holds the tokenizer.
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import tinyflash
 from tinyflash import terminal
 from tinyflash.describe import describe_memory, describe_model
+from tinyflash.flash.engine import refuse_idle_window
 from tinyflash.flash.store.directory import is_store
 
 
 def open_model(source, **settings):
     """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
     model = tinyflash.load(source, **settings, progress=terminal.progress)
+    if model.flash:
+        refuse_idle_window(model.flash, settings.get("k"))
     if model.flash and not is_store(Path(source).expanduser()):
         terminal.note(f"{source} is read from the flash directory {model.path}")
     terminal.note(describe_model(model))

@@ -59,6 +59,10 @@ class FlashEngine:
     unfinished: bool = False  # whether a pass was begun that has not come to its end
     undecided: int | None = None  # id of the KVCache of the last pass, if it has to say what stays
 
+    def __repr__(self):
+        allowed = f"{self.budget.memory / 1e6:,.1f} MB allowed" if self.budget else "no budget"
+        return f"<FlashEngine {self.store.path.name!r}: mode {self.mode}, {allowed}>"
+
     @property
     def feed_forwards(self):
         """One FlashFeedForward a layer, for `transformer.forward`; allocated when first asked."""
@@ -252,3 +256,15 @@ def budget_of(store, weights, mode, predictors, kv_dtype, memory, tokens):
 def kv_dtype_of(dtype):
     """What a KV cache beside flash keeps: float16, but float64 for proofs in float64."""
     return np.dtype(np.float16) if dtype == np.float32 else dtype
+
+
+def refuse_idle_window(engine, k):
+    """Raise a ValueError if a window was asked for, and the engine, now open, keeps none.
+
+    k : tokens, or None if nobody asked
+    """
+    if k is not None and engine.mode not in ("window", "all"):
+        raise ValueError(
+            f"A window of {k} has no effect in mode {engine.mode}, which keeps none (without "
+            "trained predictors it is the default); ask for mode window or all."
+        )

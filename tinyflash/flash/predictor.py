@@ -65,6 +65,9 @@ class Predictor:
         self.down, self.up, self.bias = down, up, bias
         self.threshold = threshold
 
+    def __repr__(self):
+        return f"<Predictor: {self.bias.shape[0]:,} neurons by rank {self.rank}>"
+
     @property
     def rank(self):
         """R, the width between the two factors."""

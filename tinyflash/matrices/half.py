@@ -41,6 +41,9 @@ class HalfMatrix:
         self.dtype = np.dtype(dtype)
         self.checked = False
 
+    def __repr__(self):
+        return f"<HalfMatrix {self.name!r}: {self.format} {self.shape}>"
+
     @property
     def nbytes(self):
         """Bytes that the numbers take, in DRAM or mapped."""

@@ -49,6 +49,9 @@ class DraftModel:
         self.turn = Turn("This drafter")
         self.begin(lambda logits, step: distribution(logits, 0), np.random.default_rng(0))
 
+    def __repr__(self):
+        return f"<DraftModel: {self.length} tokens by {self.draft!r}>"
+
     def begin(self, choose, rng):
         """Draw as a text that begins now is drawn.
 

@@ -59,6 +59,10 @@ class Drafter:
     config: DrafterConfig
     weights: dict
 
+    def __repr__(self):
+        sizes = f"{self.config.layers} layers of width {self.config.exit_width}"
+        return f"<Drafter: {sizes}, {self.config.vocab_size:,} tokens>"
+
 
 def weight_shapes(config):
     """Names and shapes of a drafter's weights: dict name -> shape, each (out, in) or (out,)."""

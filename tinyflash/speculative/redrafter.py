@@ -119,6 +119,9 @@ class ReDrafter:
     width: int = 4
     length: int = 5
 
+    def __repr__(self):
+        return f"<ReDrafter: {self.width} beams of {self.length}, {self.drafter!r}>"
+
     def __post_init__(self):
         if not is_count(self.width) or not is_count(self.length):
             raise ValueError(

@@ -63,6 +63,10 @@ class Store:
     states: dict[str, list[int]]
     sealed: bool = True
 
+    def __repr__(self):
+        bundles = f"{self.bundling} bundles of {self.row_bytes:,} bytes"
+        return f"<Store {str(self.path)!r}: {self.config.family}, {self.dtype}, {bundles}>"
+
     @property
     def numpy_dtype(self):
         """What NumPy reads the feed-forward as; uint16 for the bits of bfloat16."""
