@@ -279,6 +279,29 @@ def test_of_a_hub_repository_only_one_copy_of_the_model_is_fetched(hub, tmp_path
     assert hub.patterns == SMALL + weights
 
 
+def test_what_is_fetched_from_the_hub_is_said_and_how_much(hub, monkeypatch, capfd):
+    sizes = {"config.json": 651, "pytorch_model.bin": 250_540_281}
+
+    def model_info(self, hub_id, **settings):
+        files = [SimpleNamespace(rfilename=file, size=size) for file, size in sizes.items()]
+        return SimpleNamespace(siblings=files, sha="5" * 40)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    find_on_hub("facebook/opt-125m")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == "Fetching facebook/opt-125m, 251 MB in 2 files from the hub, once\n"
+    asked = []
+
+    def cached(hub_id, file, revision):
+        asked.append(revision)
+        return file
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    find_on_hub("facebook/opt-125m")
+    assert capfd.readouterr() == ("", "") and asked == ["5" * 40] * 2
+
+
 def test_bin_shards_are_fetched_where_there_is_nothing_else(hub):
     hub.files.remove("pytorch_model.bin")
     shards = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]

