@@ -22,6 +22,7 @@ from tinyflash.penalties import (
 from tinyflash.sampling import distribution
 from tinyflash.settings import Sampling
 from tinyflash.speculative.draft_model import DraftModel
+from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.tree import Tree
 
 SETTINGS = [
@@ -224,10 +225,10 @@ def test_a_draft_model_changes_no_penalized_probability(settings):
     assert z < 4 and variation < 0.08, (z, variation)
 
 
-class All:
+class All(Drafter):
     """Proposes every token of the table, so that all steps but the first yield two."""
 
-    width, length = 4, 2
+    spare_nodes = 3
 
     def propose(self, ids, hidden=None):
         tokens = np.array([ids[-1], 0, 1, 2, 3], dtype=np.int64)

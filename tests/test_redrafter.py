@@ -16,8 +16,8 @@ import tinyflash
 from tinyflash.ops import log_softmax
 from tinyflash.sampling import distribution
 from tinyflash.speculative.drafter_files import (
-    Drafter,
     DrafterConfig,
+    DrafterNetwork,
     load_drafter,
     save_drafter,
     weight_shapes,
@@ -69,7 +69,7 @@ def random_drafter(config, seed=0, dtype=np.float32, spread=1.5):
         name: (rng.standard_normal(shape) * spread / shape[-1] ** 0.5).astype(dtype)
         for name, shape in weight_shapes(config).items()
     }
-    return Drafter(config, weights)
+    return DrafterNetwork(config, weights)
 
 
 SMALL = DrafterConfig(vocab_size=5, width=6, exit_width=9, layers=2)

@@ -25,6 +25,7 @@ from tinyflash.kv_cache import KVCache
 from tinyflash.sampling import distribution, next_distribution
 from tinyflash.settings import Sampling
 from tinyflash.speculative.draft_model import DraftModel
+from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.drafter_files import DrafterConfig, load_drafter, save_drafter
 from tinyflash.speculative.ngram import PromptLookup
 from tinyflash.speculative.redrafter import ReDrafter, embedder
@@ -53,10 +54,11 @@ def models(folders):
     return {name: tinyflash.load(folder, dtype="float64") for name, folder in folders.items()}
 
 
-class Beams:
+class Beams(Drafter):
     """Beams that follow the true text for a while and then stray; some are there twice."""
 
     width, length = 6, 5
+    spare_nodes = 20
 
     def __init__(self, text, seed=0):
         self.text, self.rng = text, np.random.default_rng(seed)
@@ -72,10 +74,10 @@ class Beams:
         return pack(beams)[0]
 
 
-class Twins:
+class Twins(Drafter):
     """Any tree over a few words: siblings may be equal, and the true text may be in it twice."""
 
-    width, length = 5, 5  # room for its nodes
+    spare_nodes = 16
 
     def __init__(self, text, seed=0):
         self.text, self.rng = text, np.random.default_rng(seed)
@@ -699,7 +701,7 @@ def test_a_replay_of_nothing_is_refused(settings, words):
 
 
 def test_a_proposal_for_another_text_is_refused(models):
-    class Mistaken:
+    class Mistaken(Drafter):
         def propose(self, ids, hidden):
             return chain([0 if ids[-1] else 1, 5])
 

@@ -19,8 +19,8 @@ from tinyflash.families import read_config
 from tinyflash.flash.store.convert import convert
 from tinyflash.generate import greedy
 from tinyflash.speculative.drafter_files import (
-    Drafter,
     DrafterConfig,
+    DrafterNetwork,
     load_drafter,
     weight_shapes,
 )
@@ -248,7 +248,7 @@ def planted(text, tmp_path, model=None, steps=120, clip=5.0, **settings):
     windows = cut_windows(text, [2], config, N, 700, "text")
     examples = all_examples(weights, config, windows, N, False)
     drafter = DrafterConfig(config.vocab_size, config.width, 2 * config.width, 1)
-    embed = embedder(config, weights, Drafter(drafter, {}))
+    embed = embedder(config, weights, DrafterNetwork(drafter, {}))
     learned, heldout = (Examples(examples.hidden[a], examples.tokens[a]) for a in
                         (slice(0, 500), slice(500, None)))  # fmt: skip
     recipe = Recipe(steps, batch=32, peak=1e-2, offsets=N, clip=clip)

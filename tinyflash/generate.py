@@ -13,7 +13,7 @@ from tinyflash.flash.counters import TokenCounters
 from tinyflash.sampling import draw, next_distribution
 from tinyflash.settings import Sampling, whole
 from tinyflash.speculative.counts import StepCounts
-from tinyflash.speculative.drafters import NoDrafter, spare_nodes
+from tinyflash.speculative.drafter import NoDrafter
 from tinyflash.speculative.tree import chain
 from tinyflash.speculative.verify import verify
 from tinyflash.stopping import StopStrings, stop_strings
@@ -65,7 +65,7 @@ class Generation:
         sampling       : settings.Sampling, how the next token is chosen; None for the likeliest
         max_new_tokens : at least 0
         stop           : strings (or one); the text ends before the first that appears
-        drafter        : what proposes tokens, see speculative/drafters.py; None proposes nothing
+        drafter        : what proposes tokens, see speculative/drafter.py; None proposes nothing
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
         raises         : ValueError for settings that mean nothing and prompts that do not fit
         """
@@ -86,7 +86,7 @@ class Generation:
         check_request(self)
         self.rng = np.random.default_rng(self.sampling.seed)
         tokens = min(len(self.prompt_ids) + self.max_new_tokens, model.config.context)
-        tokens += spare_nodes(self.drafter)
+        tokens += self.drafter.spare_nodes
         self.cache = model.new_cache(tokens) if cache is None else cache
         if cache is not None:
             model.reserve(tokens)
@@ -189,8 +189,7 @@ class Generation:
         start = self.cache.length
         room = min(self.max_new_tokens - len(self.ids), self.model.config.context - start) - 1
         ids = [*self.prompt_ids, *self.ids]
-        if hasattr(self.drafter, "begin"):  # it draws, and does so as this text is drawn
-            self.drafter.begin(self.choose, self.rng)
+        self.drafter.begin(self.choose, self.rng)
         tree = self.drafter.propose(ids, self.hidden) if room else chain(ids[-1:])
         if len(tree) > room + 1:  # or it is not too deep
             tree = tree.cut(room)

@@ -14,7 +14,7 @@ import numpy as np
 def linear(x, W, b=None):
     """A linear map: x Wᵀ + b.
 
-    x : (..., in);  W : (out, in), an array or anything with `multiply`;  b : (out,) or None
+    x : (..., in);  W : (out, in), an array, or a Matrix of matrices/matrix.py;  b : (out,) or None
     returns: (..., out)
     """
     if hasattr(W, "multiply"):
@@ -29,10 +29,18 @@ def linear(x, W, b=None):
 def rows(W, ids):
     """Rows of a matrix by number: an embedding lookup.
 
-    W : (V, E), an array or anything with `rows`;  ids : int (...)
+    W : (V, E), an array or a Matrix;  ids : int (...)
     returns: (..., E)
     """
     return W.rows(ids) if hasattr(W, "rows") else W[ids]
+
+
+def dense(W):
+    """A weight as an array: (out, in), or a vector as it is.
+
+    W : an array or a Matrix
+    """
+    return W.dense() if hasattr(W, "dense") else np.asarray(W)
 
 
 def layer_norm(x, gain, bias, eps):

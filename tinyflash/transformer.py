@@ -14,6 +14,7 @@ Arrays may carry leading batch axes in front of (T, D), as in training; then `ca
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 
@@ -34,12 +35,20 @@ def no_tap(name, tensor):
     """The tap that looks at nothing."""
 
 
+class FeedForward(Protocol):
+    """The feed-forward of one layer: `forward` asks for no more."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(T, D) -> (T, D)."""
+        ...
+
+
 def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tree=None):
     """Logits after each token: row t is the model's prediction for what follows token t.
 
     ids           : int (..., T), each in 0 … V-1
     cache         : KVCache of the tokens before these, or None when these are the first
-    feed_forwards : one function (T, D) -> (T, D) a layer, or None for the dense ones
+    feed_forwards : one FeedForward a layer, or None for the dense ones
     tree          : None where each token follows the one before it. Or what the ids are the T
                     tokens of: `tree.depths` int (T,), how many of them stand before each, and
                     `tree.ancestors` bool (T, T), which of them each may look at

@@ -5,23 +5,49 @@ percent of all. With a threshold (fatrelu.py) they are those that reach it, what
 activation. To know them exactly one must compute that projection, whole; a trained predictor
 (LLM in a flash, §3.1) knows them nearly, and for a hundredth of the work.
 
-A source has `find(x, spent)`, which returns
-
-    active : bool (T, F), True where token t uses neuron j
-    known  : dict part -> (T, F), the pre-activations that it computed on the way, bias included
-
-It has `knows`, the parts in `known`: their rows need not be fetched any more; `nbytes`, what it
-keeps in DRAM; and `elements`, the weights that it multiplies by for each token.
 """
+
+from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 
+from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.neuron_rows import NeuronRows, ranges
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import activation, linear
 
 ZERO_ON_AN_INTERVAL = ("relu", "relu2")  # the others are zero at single points, if anywhere
 SCANNED_BYTES = 4 << 20  # of a projection at a time
+
+
+class Activity(Protocol):
+    """A source of a layer's active neurons: one of those below, or a Predictor (predictor.py).
+
+    knows : the parts whose pre-activations it finds: their rows need not be fetched any more
+    """
+
+    knows: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that it keeps in DRAM."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """Weights that it multiplies by for each token."""
+        ...
+
+    def find(self, x, spent: TokenCounters) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Which neurons some tokens use.
+
+        x       : (T, D), what enters the feed-forward;  spent : gets what it costs
+        returns : bool (T, F), True where token t uses neuron j; and, by part, the pre-activations
+                  that it computed on the way, (T, F), bias included
+        """
+        ...
 
 
 def exact_note(config, threshold=None):
@@ -37,7 +63,7 @@ def exact_note(config, threshold=None):
     )
 
 
-def exact_activity(layer, where, most_rows):
+def exact_activity(layer, where, most_rows) -> Activity:
     """The exact source for a layer.
 
     layer     : Layer

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinyflash.flash.activity import exact_note
+from tinyflash.flash.activity import Activity, exact_note
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.layer import Layer
 from tinyflash.flash.neuron_rows import NeuronRows
@@ -45,7 +45,7 @@ class Moves:
 class FlashFeedForward:
     """The feed-forward of one layer: call it with (T, D), get (T, D). `Streamed` or `Windowed`.
 
-    activity   : who says which neurons are active, see activity.py
+    activity   : who says which neurons are active
     fetched    : NeuronRows; `fetched.parts` says what a row holds, `fetched.row_bytes` its size
     exact_note : why every neuron counts as active, one sentence; empty where some rest
     counters   : TokenCounters since `take_counters`
@@ -57,7 +57,7 @@ class FlashFeedForward:
                  ffn.out        (T, D)
     """
 
-    def __init__(self, layer: Layer, mode: str, activity, fetched: NeuronRows, tap):
+    def __init__(self, layer: Layer, mode: str, activity: Activity, fetched: NeuronRows, tap):
         """What both kinds have; the arguments are the attributes."""
         self.config = layer.store.config
         self.number = layer.number

@@ -34,7 +34,7 @@ from tinyflash.flash.store.manifest import (
 from tinyflash.flash.store.verified import fingerprint, note_verified, noted
 from tinyflash.flash.store.writing import digested
 from tinyflash.matrices.half import HalfMatrix, refuse_infinite
-from tinyflash.ops import linear
+from tinyflash.ops import dense, linear
 
 FILE = "predictor.safetensors"
 AGAIN = "train the predictors again"
@@ -237,7 +237,7 @@ def stored_array(factor, name, dtype):
 
     raises: ValueError if a number does not fit the dtype
     """
-    array = factor.dense() if hasattr(factor, "dense") else np.asarray(factor)
+    array = dense(factor)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array.astype(dtype))
     if dtype == "float16":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinyflash.flash.activity import Activity
 from tinyflash.flash.feed_forward import SPARSE_MODES, FlashFeedForward, refuse_no_rows
 from tinyflash.flash.layer import Layer
 from tinyflash.flash.neuron_cache import NeuronCache
@@ -38,7 +39,7 @@ class Windowed(FlashFeedForward):
         layer: Layer,
         rows: int,
         mode: str,
-        activity,
+        activity: Activity,
         k: int | None = None,
         cache: NeuronCache | None = None,
         tap=no_tap,
@@ -47,7 +48,7 @@ class Windowed(FlashFeedForward):
 
         rows     : most rows that DRAM may hold, at least 1
         mode     : "predictor", "window" or "all"
-        activity : who says which neurons are active, see activity.py. The parts that it knows
+        activity : who says which neurons are active. The parts that it knows
                    are no part of a row
         k        : tokens in the window; None for as many as fit
         cache    : mode predictor: the NeuronCache of another layer, to be shared, as it is empty

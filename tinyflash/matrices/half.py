@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from tinyflash.matrices.matrix import Matrix
 from tinyflash.workers import WORKERS, OneBlasThread, pool, scratch
 
 FLOAT16_SCALE = np.float32(2.0**112)  # between the exponents' biases: 127 and 15
 TILE_BYTES = 4 << 20  # of decoded float32 a worker: stays in the last-level cache
 
 
-class HalfMatrix:
+class HalfMatrix(Matrix):
     """A matrix kept in 16 bits and decoded tile by tile, just before it is multiplied.
 
     NumPy has no product of half-precision matrices, and a float32 copy takes twice the DRAM.

@@ -14,13 +14,14 @@ import numpy as np
 from tinyflash.checks import is_count
 from tinyflash.kv_cache import common_length
 from tinyflash.sampling import distribution, draw
+from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.tree import chain
 from tinyflash.turns import Turn
 
 PREFILL = 256  # tokens computed at once: bounds the (H, T, S) scores
 
 
-class DraftModel:
+class DraftModel(Drafter):
     """A drafter at work for one model, with a KV cache of its own.
 
     draft  : the smaller model

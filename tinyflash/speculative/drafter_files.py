@@ -14,6 +14,7 @@ from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_content
 from tinyflash.checks import MOST_LAYERS, is_count, short
 from tinyflash.files import write_files
+from tinyflash.ops import dense
 from tinyflash.weights import bind, shape_text
 
 MODEL_TYPE = "recurrent_drafting_drafter"
@@ -53,7 +54,7 @@ class DrafterConfig:
 
 
 @dataclass(frozen=True)
-class Drafter:
+class DrafterNetwork:
     """The network: sizes, and its weights by the names of `weight_shapes`."""
 
     config: DrafterConfig
@@ -83,7 +84,7 @@ def load_drafter(directory, dtype=np.float32):
 
     16-bit matrices stay so and are decoded as they are multiplied.
 
-    returns: Drafter
+    returns: DrafterNetwork
     raises : FileNotFoundError, ValueError if it is not there, damaged or not a drafter
     """
     checkpoint = open_checkpoint(directory)
@@ -120,7 +121,7 @@ def load_drafter(directory, dtype=np.float32):
             )
         tensor = checkpoint[name]
         weights[name] = bind(tensor.array, tensor.dtype, name, dtype)
-    return Drafter(config, weights)
+    return DrafterNetwork(config, weights)
 
 
 def save_drafter(directory, drafter, dtype="float32"):
@@ -138,7 +139,7 @@ def drafter_files(directory, drafter, dtype="float32"):
     for name in weight_shapes(config):
         weight = drafter.weights[name]
         with np.errstate(over="ignore"):
-            array = (weight.dense() if hasattr(weight, "dense") else weight).astype(dtype)
+            array = dense(weight).astype(dtype)
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has numbers beyond {dtype}'s range; save it as float32.")
         tensors[name] = np.ascontiguousarray(array)

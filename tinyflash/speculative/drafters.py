@@ -4,24 +4,16 @@ from pathlib import Path
 
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.speculative.draft_model import DraftModel
+from tinyflash.speculative.drafter import Drafter, NoDrafter
 from tinyflash.speculative.drafter_files import MODEL_TYPE, load_drafter
 from tinyflash.speculative.ngram import PromptLookup
 from tinyflash.speculative.redrafter import ReDrafter, embedder
-from tinyflash.speculative.tree import chain
 from tinyflash.tokenizer import read_json
 
 EMBEDDED = "tiny-opt-drafter"  # the default model's, in data/
 
 
-class NoDrafter:
-    """Plain decoding: nothing is proposed."""
-
-    def propose(self, ids, hidden=None):
-        """The tree of the last token alone."""
-        return chain(ids[-1:])
-
-
-def drafter_for(model, drafter, load, width=None, length=None):
+def drafter_for(model, drafter, load, width=None, length=None) -> Drafter:
     """The drafter that a word means, at work for `model`.
 
     drafter : None or "none"; "ngram", prompt lookup; "redrafter", the embedded one; the directory
@@ -31,7 +23,7 @@ def drafter_for(model, drafter, load, width=None, length=None):
     raises  : ValueError or FileNotFoundError, one sentence, if there is none such, it was made
               for another model, or width or length mean nothing to it
     """
-    if hasattr(drafter, "propose"):
+    if drafter is not None and not isinstance(drafter, str | Path):
         return drafter
     sizes = {"width": width, "length": length}
     sizes = {name: size for name, size in sizes.items() if size is not None}
@@ -68,8 +60,3 @@ def redrafter_directory(drafter):
             "No ReDrafter drafter comes with this installation; give the directory of one in "
             "place of the word redrafter."
         ) from None
-
-
-def spare_nodes(drafter):
-    """How many tokens its widest tree has beyond one chain: the KV cache holds them for a step."""
-    return (getattr(drafter, "width", 1) - 1) * (getattr(drafter, "length", 1) - 1)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.tree import chain
 
 
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Drafter):
     """A drafter that copies from the text itself: good for code, quotations, lists and repairs.
 
     The last `longest` tokens are looked for earlier in the text, then fewer, down to one; what

@@ -19,7 +19,8 @@ import numpy as np
 from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checks import is_count
 from tinyflash.ops import linear, log_softmax, rows, silu
-from tinyflash.speculative.drafter_files import Drafter
+from tinyflash.speculative.drafter import Drafter
+from tinyflash.speculative.drafter_files import DrafterNetwork
 from tinyflash.speculative.tree import pack
 
 CANDIDATES = 50  # the released code forgets all but a beam's 50 likeliest next tokens
@@ -105,7 +106,7 @@ def largest(scores, count):
 
 
 @dataclass(frozen=True)
-class ReDrafter:
+class ReDrafter(Drafter):
     """A drafter at work for one model: proposes the prefix tree of its beams.
 
     embed         : function from int (B,) to (B, D), the model's token embeddings (`embedder`)
@@ -114,7 +115,7 @@ class ReDrafter:
     raises        : ValueError if either is smaller than 1
     """
 
-    drafter: Drafter
+    drafter: DrafterNetwork
     embed: Callable
     width: int = 4
     length: int = 5
@@ -128,6 +129,11 @@ class ReDrafter:
                 "A draft has at least 1 beam of at least 1 token, not "
                 f"{self.width} of {self.length}."
             )
+
+    @property
+    def spare_nodes(self):
+        """Tokens of the tree beyond one beam, if no two beams share any but the first."""
+        return (self.width - 1) * (self.length - 1)
 
     def propose(self, ids, hidden):
         """A prefix tree after the last token.

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinyflash.checks import is_count
+from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.tree import chain
 
 
 @dataclass
-class Replay:
+class Replay(Drafter):
     """Proposes how the recorded text goes on, each token right with probability alpha.
 
     Of N proposed tokens a step accepts α + α² + … + α^N in the mean.  (arXiv 2211.17192, §3.1)

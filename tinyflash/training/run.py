@@ -12,6 +12,7 @@ from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
+from tinyflash.ops import dense
 from tinyflash.training.language_model import Recipe, check_lengths, train
 from tinyflash.training.run_files import STATE
 from tinyflash.training.vocabulary import (
@@ -151,10 +152,7 @@ def plain_weights(directory, config):
     if not (directory / "tokenizer.json").is_file():
         raise ValueError(f"{directory} has no tokenizer.json, so its training cannot go on.")
     weights = load_weights(open_checkpoint(directory), config)
-    return {
-        name: weight.dense() if hasattr(weight, "dense") else np.array(weight, dtype=np.float32)
-        for name, weight in weights.items()
-    }
+    return {name: np.array(dense(weight), dtype=np.float32) for name, weight in weights.items()}
 
 
 def curve_text(curve):

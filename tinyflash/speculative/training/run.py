@@ -20,7 +20,7 @@ from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, write_files, write_json
 from tinyflash.ops import rows
-from tinyflash.speculative.drafter_files import Drafter, DrafterConfig, drafter_files
+from tinyflash.speculative.drafter_files import DrafterConfig, DrafterNetwork, drafter_files
 from tinyflash.speculative.redrafter import embedder
 from tinyflash.speculative.training.examples import (
     HIDDEN,
@@ -67,7 +67,7 @@ def train_drafter(options, report):
         layers=options.layers,
     )
     windows, heldout = windows_of(options, model_config, tokenizer, recipe.offsets)
-    embed = embedder(model_config, weights, Drafter(config, {}))
+    embed = embedder(model_config, weights, DrafterNetwork(config, {}))
     description = {
         "model": digest_of(weights),
         "text": hashlib.sha256(windows.tobytes()).hexdigest(),
@@ -92,7 +92,7 @@ def train_drafter(options, report):
         result |= summary(curve, measured)
         about = {"result": result, **description, "curve": curve[:: -(-len(curve) // CURVE)]}
         refuse_existing(out)
-        files = drafter_files(out, Drafter(config, drafter), "float16")
+        files = drafter_files(out, DrafterNetwork(config, drafter), "float16")
         write_files({out / REPORT: json.dumps(about) + "\n"} | files, parents=True)
         forget(state)
     return result
