@@ -29,7 +29,7 @@ from tinyflash.token_ids import token_ids
 from tinyflash.tokenizer import Tokenizer, tokenizer_of
 from tinyflash.transformer import forward, no_tap
 from tinyflash.weights import bytes_of, load_weights
-from tinyflash.workers import OneBlasThread
+from tinyflash.workers import blas_threads_for
 
 FEW_TOKENS = 16
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -108,9 +108,9 @@ class Model:
     def _pass(self, ids, cache, tap, tree):
         """One forward pass, when it is our turn: (T, V) logits."""
         turn = self.flash.turn if self.flash else nullcontext()
-        # BLAS's threads go on spinning after a product, and take the time of ours: few tokens gain
-        # nothing by them.
-        threads = OneBlasThread() if len(ids) <= FEW_TOKENS else nullcontext()
+        # A pass over few tokens is as fast as its weights come: more threads only take their time.
+        config, many = self.config, len(ids) > FEW_TOKENS
+        threads = blas_threads_for(many * len(ids) * config.width * config.ffn_width)
         undecided = len(ids) if tree is not None and len(ids) > 1 else 0  # a root always stays
         # One sentence above says more than NumPy's warnings.
         with turn, threads, np.errstate(all="ignore"):

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,11 @@ from threadpoolctl import ThreadpoolController
 from tinyflash.turns import Claim, Turn
 
 WORKERS = 2
+# Multiplications of a product up to which BLAS's other threads do more harm than good: 3 ms of one
+# core. They spin between products, and where others want the cores, too, each product waits for a
+# thread that has none. On 2 cores with 8 more processes at work, 1,200 examples for a small drafter
+# took 70 to 99 s with them and 5 s without.
+SMALL = 1 << 27
 
 
 KEPT = threading.local()  # what `scratch` gives
@@ -78,6 +84,17 @@ class OneBlasThread:
                 if not left:
                     set_threads(library, found[0])
                 claims[:] = left
+
+
+def blas_threads_for(multiplications: int) -> AbstractContextManager:
+    """BLAS held to one thread while products are SMALL, or as it is while they are not.
+
+    multiplications : of the largest product that will be made often
+
+    >>> with blas_threads_for(64 * 192 * 768):
+    ...     product = np.ones((64, 192), dtype=np.float32) @ np.ones((192, 768), dtype=np.float32)
+    """
+    return OneBlasThread() if multiplications <= SMALL else nullcontext()
 
 
 BLAS_TURN = Turn("The number of BLAS's threads")

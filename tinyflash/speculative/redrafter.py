@@ -22,6 +22,7 @@ from tinyflash.ops import linear, log_softmax, rows, silu
 from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.drafter_files import DrafterNetwork
 from tinyflash.speculative.tree import pack
+from tinyflash.workers import blas_threads_for
 
 CANDIDATES = 50  # the released code forgets all but a beam's 50 likeliest next tokens
 
@@ -144,9 +145,12 @@ class ReDrafter(Drafter):
         raises  : OSError if somebody wrote to the drafter's file
         """
         refuse_changed(files_behind(self.drafter.weights.values()))
-        beams, log_probs = beam_search(
-            self.drafter, self.embed, hidden, ids[-1], self.width, self.length
-        )
+        config = self.drafter.config
+        largest = config.exit_width * max(config.exit_width, config.vocab_size)
+        with blas_threads_for(self.width * largest):
+            beams, log_probs = beam_search(
+                self.drafter, self.embed, hidden, ids[-1], self.width, self.length
+            )
         return pack(beams, log_probs)[0]
 
 

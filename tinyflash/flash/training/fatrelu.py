@@ -27,6 +27,7 @@ from tinyflash.flash.store.directory import open_store, resident_weights
 from tinyflash.flash.store.manifest import MANIFEST, without_predictors, write_manifest
 from tinyflash.flash.store.verified import fingerprint, note_verified, noted
 from tinyflash.flash.training.layer_by_layer import (
+    blas_threads,
     embedded_sequences,
     layer_weights,
     let_go_of,
@@ -54,9 +55,8 @@ def calibrate(store, sequences, sparsity, progress=None):
     """
     refuse_impossible(sparsity, sequences)
     config, weights = store.config, resident_weights(store)
-    reader, thresholds = FlashReader(store.ffn_path), []
-    stream = embedded_sequences(weights, config, sequences)
-    try:
+    thresholds, stream = [], embedded_sequences(weights, config, sequences)
+    with FlashReader(store.ffn_path) as reader, blas_threads(config):
         for i in range(config.layers):
             refuse_changed(files_behind(weights.values()))
             layer = layer_weights(store, reader, weights, i)
@@ -66,8 +66,6 @@ def calibrate(store, sequences, sparsity, progress=None):
             let_go_of(layer)
             if progress:
                 progress(i + 1, config.layers)
-    finally:
-        reader.close()
     return thresholds
 
 

@@ -12,6 +12,7 @@ from tinyflash.checkpoint.mapped import let_go
 from tinyflash.flash.neuron_rows import NeuronRows
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.places import places_of
+from tinyflash.training.texts import LONGEST
 from tinyflash.transformer import (
     block,
     dense_feed_forward,
@@ -19,6 +20,7 @@ from tinyflash.transformer import (
     no_tap,
     under_prefix,
 )
+from tinyflash.workers import blas_threads_for
 
 
 def embedded_sequences(weights, config, sequences):
@@ -28,6 +30,11 @@ def embedded_sequences(weights, config, sequences):
     """
     sequences = [np.asarray(ids, dtype=np.int64) for ids in sequences]
     return [embed(weights, config, ids, places_of(config, len(ids)).positions) for ids in sequences]
+
+
+def blas_threads(config):
+    """BLAS held to one thread if even the largest product of a sequence is a small one."""
+    return blas_threads_for(LONGEST * config.width * config.ffn_width)
 
 
 def layer_weights(store, reader, weights, i, threshold=None):

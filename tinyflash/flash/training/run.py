@@ -26,6 +26,7 @@ from tinyflash.flash.store.directory import resident_weights
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.flash.training.fatrelu import calibrate, thresholds_of, write_thresholds
 from tinyflash.flash.training.layer_by_layer import (
+    blas_threads,
     embedded_sequences,
     layer_weights,
     let_go_of,
@@ -137,7 +138,7 @@ def train_layers(store, state, description, sequences, parts, recipes, report):
     predictors, measured, stream = begin_or_resume(state, description, sequences)
     if stream is None:
         stream = embedded_sequences(weights, config, sequences)
-    with FlashReader(store.ffn_path) as reader:
+    with FlashReader(store.ffn_path) as reader, blas_threads(config):
         for i in range(len(predictors), config.layers):
             refuse_changed(files_behind(weights.values()))
             threshold = thresholds[i] if thresholds else None

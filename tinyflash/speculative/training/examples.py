@@ -155,7 +155,12 @@ def all_examples(weights, config, windows, offsets, distill):
     """The examples of all windows, in memory: Examples; arguments as for `examples_of`."""
     size = batch_size(config, windows.shape[1] - offsets - 1)
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    parts = [examples_of(weights, config, batch, offsets, distill) for batch in batches]
+
+    def compute(batch):
+        return examples_of(weights, config, batch, offsets, distill)
+
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
+        parts = list(executor.map(compute, batches))
     return Examples(
         np.concatenate([part.hidden for part in parts]),
         np.concatenate([part.tokens for part in parts]),

@@ -182,15 +182,16 @@ def ranks(config, weights, embed, examples):
 
     returns: int64 (n, N), 0 where its first choice is right
     """
-    parts = []
-    for start in range(0, len(examples), 2 * PART):
-        hidden = examples.hidden[start : start + 2 * PART].astype(np.float32)
-        tokens = examples.tokens[start : start + 2 * PART].astype(np.int64)
+
+    def of_part(start):
+        hidden = examples.hidden[start : start + PART].astype(np.float32)
+        tokens = examples.tokens[start : start + PART].astype(np.int64)
         steps = drafted_logits(config, weights, embed, hidden, tokens)
-        parts.append(
-            np.stack([rank_of(logits, tokens[:, k + 1]) for k, logits in enumerate(steps)], axis=1)
-        )
-    return np.concatenate(parts)
+        ranked = [rank_of(logits, tokens[:, k + 1]) for k, logits in enumerate(steps)]
+        return np.stack(ranked, axis=1)
+
+    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
+        return np.concatenate(list(executor.map(of_part, range(0, len(examples), PART))))
 
 
 def rank_of(logits, tokens):
