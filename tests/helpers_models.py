@@ -185,11 +185,17 @@ def write_model(directory, hf_config, seed=0, dtype="float16", tokenizer=True, c
         settings_file = directory / "tokenizer_config.json"
         settings = json.loads(settings_file.read_text())
         if config.family == "gpt2":
-            settings["add_bos_token"] = False
+            begin_with_nothing(directory / "tokenizer.json")
         if chat:
             settings["chat_template"] = CHAT_TEMPLATE
         settings_file.write_text(json.dumps(settings))
     return directory
+
+
+def begin_with_nothing(tokenizer_json):
+    """Let a tokenizer put nothing before a text."""
+    whole = json.loads(tokenizer_json.read_text())
+    tokenizer_json.write_text(json.dumps(whole | {"post_processor": None}))
 
 
 def random_weights(config, seed=0, dtype="float16"):

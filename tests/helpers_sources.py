@@ -110,6 +110,7 @@ def write_llama_gguf(path, kind, hf_config=BLOCKS_CONFIG, seed=0, weights=None):
     backend = small_tokenizer()
     vocabulary = backend.get_vocab()
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
     writer.add_token_types([3] * 4 + [1] * (len(vocabulary) - 4))
     merges = json.loads(backend.to_str())["model"]["merges"]

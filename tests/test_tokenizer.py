@@ -1,6 +1,8 @@
 """Tokenizers: the published layouts, GGUF's, streaming, and chat templates."""
 
 import json
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,16 +83,30 @@ def test_tokenizer_json_with_everything_beside_it(tmp_path):
     assert tokenizer.decode(np.array([0, *ids], dtype=np.int64)) == "The window keeps them"
 
 
-@pytest.mark.parametrize(("add_bos", "begins"), [(True, True), (False, False), (None, True)])
-def test_add_bos_token_overrules_tokenizer_json(tmp_path, add_bos, begins):
+@pytest.mark.parametrize("add_bos", [True, False, None])
+def test_tokenizer_json_says_what_begins_a_text(tmp_path, add_bos):
+    # transformers 5 looks at add_bos_token only where there is no tokenizer.json: many published
+    # files have a wrong one. Where the two disagree, a warning says who wins.
     backend = byte_level(special=["<bos>"])
+    settings = {"bos_token": "<bos>"} | ({} if add_bos is None else {"add_bos_token": add_bos})
+    write_json(tmp_path / "tokenizer_config.json", settings)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with warned(add_bos is True):
+        assert open_tokenizer(tmp_path).encode("The")[0] != 0
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 0)]
     )
     backend.save(str(tmp_path / "tokenizer.json"))
-    settings = {"bos_token": "<bos>"} | ({} if add_bos is None else {"add_bos_token": add_bos})
-    write_json(tmp_path / "tokenizer_config.json", settings)
-    assert (open_tokenizer(tmp_path).encode("The")[0] == 0) is begins
+    with warned(add_bos is False):
+        assert open_tokenizer(tmp_path).encode("The")[0] == 0
+
+
+@contextmanager
+def warned(expected):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert any("tinyflash follows tokenizer.json" in str(w.message) for w in caught) is expected
 
 
 def write_vocab_and_merges(directory, special=(), last=()):
@@ -140,6 +156,9 @@ def test_directories_without_a_tokenizer_that_we_can_read(tmp_path):
         open_tokenizer(tmp_path)
     assert tokenizer_of(Checkpoint(tmp_path, {}, {})) is None
     write_vocab_and_merges(tmp_path)
+    with pytest.raises(ValueError, match="no file names its class"):
+        open_tokenizer(tmp_path)
+    write_json(tmp_path / "config.json", {"model_type": "gpt2"})
     (tmp_path / "merges.txt").write_text("#version: 0.2\nno such tokens here\n")
     with pytest.raises(ValueError, match="the tokenizer cannot be read"):
         open_tokenizer(tmp_path)
@@ -197,6 +216,7 @@ def gpt2_metadata(special=("<|end|>", "<|start|>")):
     tokens = sorted(vocabulary, key=vocabulary.get)
     return {
         "model": "gpt2",
+        "pre": "gpt-2",
         "tokens": [*tokens, "<think>"],
         "merges": [" ".join(merge) for merge in json.loads(backend.to_str())["model"]["merges"]],
         "token_type": [3] * len(special) + [1] * (len(tokens) - len(special)) + [4],
@@ -207,8 +227,8 @@ def gpt2_metadata(special=("<|end|>", "<|start|>")):
 
 def test_gguf_gpt2_encodes_as_the_tokenizer_it_was_made_from():
     reference = byte_level(special=["<|end|>", "<|start|>"])
-    for pre in ({}, {"pre": "default"}, {"pre": "gpt-2"}):
-        tokenizer = tokenizer_of(gguf_checkpoint(**gpt2_metadata(), **pre))
+    for pre in ("gpt-2", "phi-2"):
+        tokenizer = tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"pre": pre}))
         for text in TEXTS:
             assert tokenizer.encode(text) == reference.encode(text).ids
             assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -235,7 +255,7 @@ def pieces_of(tokenizer, text):
 
 def test_gguf_pre_tokenizers_cut_as_their_models_learned():
     def tokenizer(pre):
-        return tokenizer_of(gguf_checkpoint(**gpt2_metadata(), pre=pre))
+        return tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"pre": pre}))
 
     text = "a   2024's 12"
     assert pieces_of(tokenizer("gpt-2"), text) == ["a", "ĠĠ", "Ġ2024", "'s", "Ġ12"]
@@ -255,8 +275,8 @@ def test_llama3_takes_words_of_the_vocabulary_whole():
     metadata = gpt2_metadata()
     metadata["tokens"] = [*metadata["tokens"], "qzq"]  # which no merge makes
     metadata["token_type"] = [*metadata["token_type"], 1]
-    assert len(tokenizer_of(gguf_checkpoint(**metadata, pre="gpt-2")).encode("qzq")) == 3
-    ids = tokenizer_of(gguf_checkpoint(**metadata, pre="llama-bpe")).encode("qzq")
+    assert len(tokenizer_of(gguf_checkpoint(**metadata)).encode("qzq")) == 3
+    ids = tokenizer_of(gguf_checkpoint(**metadata | {"pre": "llama-bpe"})).encode("qzq")
     assert ids == [1, len(metadata["tokens"]) - 1]
 
 
@@ -344,12 +364,72 @@ def test_streams_of_byte_tokens_equal_decode():
 def test_gguf_tokenizers_that_we_do_not_have():
     with pytest.raises(ValueError, match="holds no tokenizer"):
         tokenizer_of(gguf_checkpoint())
-    with pytest.raises(ValueError, match=r"'bert'.*reads 'llama', and 'gpt2' with default, gpt-2"):
+    with pytest.raises(ValueError, match=r"'bert'.*reads 'llama', and 'gpt2' with gpt-2, phi-2"):
         tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"model": "bert"}))
-    with pytest.raises(ValueError, match=r"pre-tokenizer 'qwen2'.*smollm, llama-bpe"):
-        tokenizer_of(gguf_checkpoint(**gpt2_metadata(), pre="qwen2"))
+    with pytest.raises(ValueError, match=r"pre-tokenizer 'tekken'.*smollm, llama-bpe"):
+        tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"pre": "tekken"}))
     with pytest.raises(ValueError, match="damaged tokenizer"):
         tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"merges": ["no such", "words"]}))
+    twice = gpt2_metadata()
+    twice["tokens"][300] = twice["tokens"][301]
+    with pytest.raises(ValueError, match="damaged tokenizer .*spelled alike"):
+        tokenizer_of(gguf_checkpoint(**twice))
+    for id in (10**6, -1, "a", [1]):
+        with pytest.raises(ValueError, match=r"ggml\.bos_token_id is .* has \d+ tokens"):
+            tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"bos_token_id": id}))
+
+
+@pytest.mark.parametrize("pre", [None, "", "default"])
+def test_a_gguf_that_does_not_say_how_it_cuts_texts_is_refused(pre):
+    metadata = {key: value for key, value in gpt2_metadata().items() if key != "pre"}
+    metadata |= {} if pre is None else {"pre": pre}
+    with pytest.raises(ValueError, match=r"does not say how .*tokenizer\.ggml\.pre.*gguf-new-meta"):
+        tokenizer_of(gguf_checkpoint(**metadata))
+    # Sentencepiece has one way only, and needs no such word.
+    metadata = sentencepiece_metadata() | ({} if pre is None else {"pre": pre})
+    assert tokenizer_of(gguf_checkpoint(**metadata)).encode("the")
+
+
+def test_gguf_ends_are_found_by_their_spelling():
+    special = ["<|end_of_text|>", "<|start|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "</s>"]
+    metadata = gpt2_metadata(special)
+    tokenizer = tokenizer_of(gguf_checkpoint(**metadata))
+    assert sorted(tokenizer.eos_ids) == [0, 2, 3, 4, 5]
+    # whatever type the file gives them, they are no text
+    metadata["token_type"][2], metadata["token_type"][4] = 1, 4
+    tokenizer = tokenizer_of(gguf_checkpoint(**metadata))
+    assert sorted(tokenizer.eos_ids) == [0, 2, 3, 4, 5]
+    ids = tokenizer.encode("a<|eot_id|>b<|im_end|>")
+    assert ids[1] == 2 and ids[-1] == 4 and tokenizer.decode(ids) == "ab"
+    named = tokenizer_of(gguf_checkpoint(**metadata, eot_token_id=9))
+    assert named.eos_ids[:2] == (0, 9)
+
+
+def test_gguf_says_what_is_put_around_a_text_and_names_its_special_tokens():
+    more = {"add_bos_token": True, "add_eos_token": True, "padding_token_id": 4}
+    tokenizer = tokenizer_of(gguf_checkpoint(**gpt2_metadata(), **more))
+    ids = tokenizer.encode("The")
+    assert (ids[0], ids[-1]) == (1, 0)
+    fourth = tokenizer.backend.id_to_token(4)
+    assert tokenizer.named == {
+        "bos_token": "<|start|>", "eos_token": "<|end|>", "pad_token": fourth
+    }  # fmt: skip
+
+
+def test_gguf_qwen2_cuts_as_qwen2():
+    metadata = gpt2_metadata() | {"pre": "qwen2"}
+    tokenizer = tokenizer_of(gguf_checkpoint(**metadata))
+    assert pieces_of(tokenizer, "x()\n\nI'LL 12") == ["x", "()ĊĊ", "I", "'LL", "Ġ", "1", "2"]
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")  # normalized first
+    assert tokenizer.encode("The")[0] != 1  # and begins with nothing
+
+
+def test_gguf_with_several_templates():
+    checkpoint = gguf_checkpoint(**gpt2_metadata(), chat_template="D")
+    checkpoint.metadata["tokenizer.chat_template.tool_use"] = "T"
+    tokenizer = tokenizer_of(checkpoint)
+    assert tokenizer.chat_template == {"default": "D", "tool_use": "T"}
+    assert tokenizer.render_chat([]) == "D"
 
 
 # ---- chat

@@ -100,7 +100,7 @@ def templates_of(value: object, path: Path) -> str | dict[str, str] | None:
     raises: ValueError that names the file, for anything else
     """
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        value = {entry.get("name"): entry.get("template") for entry in value}
+        value = {str(entry.get("name")): entry.get("template") for entry in value}
     texts = [*value, *value.values()] if isinstance(value, dict) else [value]
     if value is None or (texts and all(isinstance(text, str) for text in texts)):
         return value

@@ -1,112 +1,173 @@
-"""The tokenizer inside a GGUF file, rebuilt from its metadata with the `tokenizers` package."""
+"""The tokenizer inside a GGUF file, rebuilt from its metadata."""
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from tokenizers import AddedToken, normalizers
 
-from tinyflash.tokenizer import Tokenizer, put_before
+from tinyflash.checkpoint.backends import (
+    Words,
+    add_special,
+    byte_level_bpe,
+    gpt2_pieces,
+    llama3_pieces,
+    native,
+    put_around,
+    qwen2_pieces,
+    sentencepiece_bpe,
+    smollm_pieces,
+)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 
-# How Llama 3 cuts a text into the pieces that merges stay inside of: contractions, words with one
-# sign before them, up to three digits, signs, line ends, spaces.
-LLAMA3_PIECES = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS = {  # by tokenizer.ggml.pre
+    "gpt-2": gpt2_pieces,
+    "phi-2": gpt2_pieces,
+    "smollm": smollm_pieces,
+    "llama-bpe": llama3_pieces,
+    "llama3": llama3_pieces,
+    "llama-v3": llama3_pieces,
+    "qwen2": qwen2_pieces,
+    "deepseek-r1-qwen": qwen2_pieces,
+}
+UNTOLD = (None, "", "default")  # pieces nobody named: converters of before May 2024 did not
+
+# Tokens that end a turn or a message, whatever tokenizer.ggml.eos_token_id says: many files name
+# no other. (llama.cpp finds them by the same spellings, in src/llama-vocab.cpp.)
+ENDS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "</s>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
 )
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}
 
 
-def tokenizer_from_gguf(checkpoint):
-    """The Tokenizer that the metadata of a GGUFCheckpoint describe.
+def words_of_gguf(checkpoint):
+    """The Words that the metadata of a GGUFCheckpoint describe.
 
-    raises: ValueError if the file holds none, or one of a kind that we do not have
+    raises: ValueError if the file holds no tokenizer, does not say how it cuts texts, or holds one
+            of a kind that we do not have
     """
     metadata = {
         key.removeprefix("tokenizer.").removeprefix("ggml."): value
         for key, value in checkpoint.metadata.items()
         if key.startswith("tokenizer.")
     }
-    if "tokens" not in metadata or "model" not in metadata:
-        raise ValueError(f"{checkpoint.path} holds no tokenizer; convert the model with one.")
-    kind, pieces = metadata["model"], metadata.get("pre", "default")
-    builders = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe}
-    if kind not in builders or (kind == "gpt2" and pieces not in PRE_TOKENIZERS):
-        raise ValueError(
-            f"{checkpoint.path} holds a tokenizer of kind {kind!r} with pre-tokenizer {pieces!r}; "
-            f"of GGUF files tinyflash reads 'llama', and 'gpt2' with {', '.join(PRE_TOKENIZERS)}."
-        )
-    try:
-        backend = builders[kind](metadata)
-    except Exception as error:  # the package raises bare Exceptions
-        raise ValueError(f"{checkpoint.path}: damaged tokenizer ({error!r}).") from None
-
-    typed = list(zip(metadata["tokens"], metadata.get("token_type", ()), strict=False))
-    special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
-    plain = [token for token, type in typed if type == USER_DEFINED]
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
-
-    bos_id = metadata.get("bos_token_id")
-    adds_bos = metadata.get("add_bos_token", kind == "llama" or pieces == "llama-bpe")
-    put_before(backend, bos_id if adds_bos else None)
-    # the end of a text, of a turn, of a message
-    ends = [metadata.get(f"{end}_token_id") for end in ("eos", "eot", "eom")]
-    eos_ids = [id for id in ends if id is not None]
-    return Tokenizer(backend, bos_id, eos_ids, metadata.get("chat_template"))
-
-
-def gpt2_pieces():
-    """GPT-2's: contractions, and words, numbers and signs with the one space before them."""
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def smollm_pieces():
-    """SmolLM's: every digit apart, then GPT-2's between the digits.
-
-    In that order: three spaces before a digit are one piece of three spaces, whereas GPT-2's rule
-    alone (which transformers uses for these GGUF files) leaves the last to the digit. SmolLM2's
-    tokenizer.json and llama.cpp do it as here.
-    """
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2_pieces()])
-
-
-def llama3_pieces():
-    """Llama 3's own regular expression, then bytes."""
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(LLAMA3_PIECES, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    path, builder = checkpoint.path, builder_of(metadata, checkpoint.path)
+    tokens = metadata["tokens"]
+    ids = special_ids(metadata, path)
+    with native(f"{path}: damaged tokenizer ({{}})."):
+        backend = builder(metadata)
+        typed = list(zip(tokens, metadata.get("token_type", ()), strict=False))
+        special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
+        plain = [token for token, type in typed if type == USER_DEFINED and token not in ENDS]
+        ends = [end for end in ENDS if backend.token_to_id(end) is not None]
+        add_special(backend, [*special, *ends])
+        backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
+        named = {f"{role}_token": tokens[ids[word]] for role, word in ROLES.items() if word in ids}
+        adds_bos = metadata.get("add_bos_token", begins_with_bos(metadata))
+        before = named.get("bos_token") if adds_bos else None
+        after = named.get("eos_token") if metadata.get("add_eos_token", False) else None
+        put_around(backend, before, after)
+        ends = [ids[word] for word in ("eos", "eot", "eom") if word in ids] + [
+            backend.token_to_id(end) for end in ends
         ]
+    ends = tuple(dict.fromkeys(ends))
+    return Words(backend, ids.get("bos"), ends, chat_templates(metadata), named)
+
+
+def builder_of(metadata, path):
+    """The function that builds the backend. Raises ValueError if there is none."""
+    if "tokens" not in metadata or "model" not in metadata:
+        raise ValueError(f"{path} holds no tokenizer; convert the model with one.")
+    kind, pieces = metadata["model"], metadata.get("pre")
+    if kind == "llama":
+        return bpe_of_scores
+    if kind == "gpt2" and pieces in PRE_TOKENIZERS:
+        return bpe_of_merges
+    if kind == "gpt2" and pieces in UNTOLD:
+        raise ValueError(
+            f"{path} does not say how its model cuts a text into pieces (tokenizer.ggml.pre), and "
+            "a guess would give other tokens than the model learned; take a file converted since "
+            "May 2024, or write a copy that says it, for Llama 3: gguf-new-metadata "
+            "--pre-tokenizer llama-bpe OLD.gguf NEW.gguf"
+        )
+    raise ValueError(
+        f"{path} holds a tokenizer of kind {kind!r} with pre-tokenizer {pieces!r}; of GGUF files "
+        f"tinyflash reads 'llama', and 'gpt2' with {', '.join(PRE_TOKENIZERS)}."
     )
 
 
-PRE_TOKENIZERS = {  # by tokenizer.ggml.pre
-    "default": gpt2_pieces,
-    "gpt-2": gpt2_pieces,
-    "smollm": smollm_pieces,
-    "llama-bpe": llama3_pieces,
-}
+def special_ids(metadata, path):
+    """Ids of the special tokens by the word that the file has for them: {"bos": 1, "unknown": 0}.
+
+    raises: ValueError if one is no token of the file
+    """
+    ids = {}
+    for word in (*ROLES.values(), "eot", "eom"):
+        id = metadata.get(f"{word}_token_id")
+        if id is None:
+            continue
+        if not isinstance(id, int) or not 0 <= id < len(metadata["tokens"]):
+            raise ValueError(
+                f"{path}: tokenizer.ggml.{word}_token_id is {id}, and the file has "
+                f"{len(metadata['tokens'])} tokens; convert the model anew."
+            )
+        ids[word] = id
+    return ids
 
 
-def byte_level_bpe(metadata):
-    """Byte-level BPE ("gpt2"): vocabulary and merges are in the file."""
-    pieces = metadata.get("pre", "default")
+def begins_with_bos(metadata):
+    """Whether texts begin with BOS where the file does not say: as sentencepiece's, Llama 3's."""
+    return metadata["model"] == "llama" or PRE_TOKENIZERS.get(metadata.get("pre")) is llama3_pieces
+
+
+def chat_templates(metadata):
+    """The chat template, or several by name, or None."""
+    names = [name for name in metadata if name.startswith("chat_template.")]
+    several = {name.removeprefix("chat_template."): metadata[name] for name in names}
+    default = metadata.get("chat_template")
+    if not several:
+        return default
+    return several if default is None else {**several, "default": default}
+
+
+def vocabulary_of(metadata):
+    """Dict token -> id. Raises ValueError if two are spelled alike."""
     vocabulary = {token: id for id, token in enumerate(metadata["tokens"])}
+    if len(vocabulary) != len(metadata["tokens"]):
+        raise ValueError("two tokens are spelled alike")
+    return vocabulary
+
+
+def bpe_of_merges(metadata):
+    """Byte-level BPE ("gpt2"): vocabulary and merges are in the file."""
+    pieces = PRE_TOKENIZERS[metadata["pre"]]
+    vocabulary = vocabulary_of(metadata)
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["merges"]]
     # Llama 3 takes a piece that is a word of the vocabulary whole, whatever the merges say.
-    backend = Backend(models.BPE(vocabulary, merges, ignore_merges=pieces == "llama-bpe"))
-    backend.pre_tokenizer = PRE_TOKENIZERS[pieces]()
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level_bpe(vocabulary, merges, pieces(), pieces is llama3_pieces)
+    if pieces is qwen2_pieces:
+        backend.normalizer = normalizers.NFC()
     return backend
 
 
-def sentencepiece_bpe(metadata):
+def bpe_of_scores(metadata):
     """Sentencepiece's BPE ("llama"): no merges in the file, but each word has a score.
 
     Sentencepiece joins the two neighbors whose union has the highest score; so every way to cut
     a word in two words is a merge, and the scores give the order.
     """
-    tokens = metadata["tokens"]
-    vocabulary = {token: id for id, token in enumerate(tokens)}
+    tokens, vocabulary = metadata["tokens"], vocabulary_of(metadata)
     words = [id for id, type in enumerate(metadata["token_type"]) if type == NORMAL]
     known = {tokens[id] for id in words}
     words.sort(key=lambda id: -metadata["scores"][id])
@@ -117,15 +178,4 @@ def sentencepiece_bpe(metadata):
         if tokens[id][:cut] in known and tokens[id][cut:] in known
     ]
     unknown = tokens[metadata.get("unknown_token_id", 0)]
-    model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    backend = Backend(model)
-    space_first = metadata.get("add_space_prefix", True)  # words of a text begin with their space
-    spell_spaces = normalizers.Replace(" ", "▁")
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), spell_spaces] if space_first else [spell_spaces]
-    )
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence(
-        [*steps, decoders.Strip(" ", 1, 0)] if space_first else steps
-    )
-    return backend
+    return sentencepiece_bpe(vocabulary, merges, unknown, metadata.get("add_space_prefix", True))

@@ -45,9 +45,12 @@ SMALL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "tokenizer.model",
 )
 # One whole file or shards with their index; safetensors before PyTorch's.

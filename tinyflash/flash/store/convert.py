@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import FLOAT_DTYPES, Checkpoint
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
+from tinyflash.checkpoint.gguf_tokenizer import words_of_gguf
 from tinyflash.checkpoint.mapped import files_behind, let_go, refuse_changed
 from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
@@ -200,25 +201,17 @@ def small_files(checkpoint):
     """What stands beside the weights of a model, as dict file name -> bytes."""
     if checkpoint.path.is_dir():
         return {file.name: read_bytes(file) for file in small_paths(checkpoint.path)}
-    # here and not above, because it imports the `tokenizers` package
-    from tinyflash.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-
-    tokenizer = tokenizer_from_gguf(checkpoint)
-    spelling = tokenizer.backend.id_to_token
-    settings = {}
-    if tokenizer.bos_id is not None:
-        settings["bos_token"] = spelling(tokenizer.bos_id)
-    if tokenizer.eos_ids:
-        settings["eos_token"] = spelling(tokenizer.eos_ids[0])
-    if tokenizer.chat_template is not None:
-        settings["chat_template"] = tokenizer.chat_template
+    words = words_of_gguf(checkpoint)
+    settings = dict(words.named)
+    if words.chat_template is not None:
+        settings["chat_template"] = words.chat_template
     contents = {
         "config.json": checkpoint.config,
-        "generation_config.json": {"eos_token_id": list(tokenizer.eos_ids)},
+        "generation_config.json": {"eos_token_id": list(words.eos_ids)},
         "tokenizer_config.json": settings,
     }
     files = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
-    files["tokenizer.json"] = tokenizer.backend.to_str()
+    files["tokenizer.json"] = words.backend.to_str()
     return {name: text.encode() for name, text in files.items()}
 
 
