@@ -113,8 +113,8 @@ def convert_source(source, name, out, *, bundling="row-column", dtype="keep", pr
     with whole_or_nothing(out, names, resident.nbytes + ffn.nbytes) as part:
         digests = {file.name: digest(file, report) for file in sources}
         files = {}
-        for name, content in small_files(checkpoint).items():
-            with digested_file(part / name, len(content), files) as write:
+        for small, content in small_files(checkpoint).items():
+            with digested_file(part / small, len(content), files) as write:
                 write(content)
         with digested_file(part / RESIDENT, resident.nbytes, files, report) as write:
             write_resident(write, resident, checkpoint, dtypes)
