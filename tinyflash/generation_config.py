@@ -94,7 +94,7 @@ class Recommended:
 
     def draws(self, given: dict) -> bool:
         """Whether tokens are drawn: the file says so, or one of the cuts is given."""
-        return self.samples or any(name in given for name in CUTS)
+        return bool(self.samples) or any(name in given for name in CUTS)
 
     def sampling(self, given: dict) -> Sampling:
         """The settings of a text: those given, and the recommended ones that are in force.

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyflash.settings import Sampling
 
+Ids = Sequence[int] | np.ndarray
 LARGEST = np.finfo(np.float64).max
 
 
@@ -46,7 +47,7 @@ def penalized(
     return logits
 
 
-def less_repeated(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarray:
+def less_repeated(logits: np.ndarray, ids: Ids, penalty: float) -> np.ndarray:
     """Logits of tokens that the text has: those above 0 divided by the penalty, others multiplied.
 
     (CTRL, arXiv 1909.05858, §4.1, which divides all of them; multiplying those below 0 is what
@@ -98,6 +99,6 @@ def completing_ngrams(ids: np.ndarray, n: int) -> np.ndarray:
     return rows[begun, -1]
 
 
-def without(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+def without(logits: np.ndarray, tokens: Ids) -> np.ndarray:
     """Logits with -inf for these tokens; those that the vocabulary has not are passed over."""
     return np.where(np.isin(np.arange(len(logits), dtype=np.int64), tokens), -np.inf, logits)

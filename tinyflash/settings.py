@@ -62,12 +62,14 @@ def whole(name: str, value: object) -> int | None:
 
     raises: ValueError for what is no whole number
     """
-    if value is None or (isinstance(value, Integral) and not isinstance(value, bool)):
-        return None if value is None else int(value)
-    value = number(name, value)
-    if not value.is_integer():
-        raise ValueError(f"{name} must be a whole number, not {value}.")
-    return int(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    real = number(name, value)
+    if real is None:
+        return None
+    if not real.is_integer():
+        raise ValueError(f"{name} must be a whole number, not {real}.")
+    return int(real)
 
 
 def number(name: str, value: object) -> float | None:
@@ -82,7 +84,7 @@ def number(name: str, value: object) -> float | None:
     try:
         return float(value)
     except OverflowError:  # an int of hundreds of digits
-        return math.inf if value > 0 else -math.inf
+        return math.inf if int(value) > 0 else -math.inf
 
 
 def ids_of(tokens):

@@ -28,7 +28,7 @@ def token_ids(ids: object, vocab_size: int) -> np.ndarray:
     for id in given:
         if isinstance(id, bool) or not isinstance(id, Integral):
             raise ValueError(f"Token ids are whole numbers, and {short(id)} is none.")
-        if not 0 <= id < vocab_size:
+        if not 0 <= int(id) < vocab_size:
             raise ValueError(
                 f"Token id {short(id)} is outside the vocabulary of {vocab_size} words."
             )
