@@ -48,7 +48,8 @@ def measure_text(model, text, result, rows):
     from tinyflash.evaluate import MASK, fill_mask, perplexity
 
     if not model.config.causal and MASK in text:
-        fillings = fill_mask(model, text)
+        with terminal.waiting("Filling masks"):
+            fillings = fill_mask(model, text)
         result["masks"] = [
             [{"word": word, "probability": p} for word, p in filling] for filling in fillings
         ]

@@ -60,8 +60,9 @@ def diff(options):
     from tinyflash.oracle.diff import compare, print_comparison
     from tinyflash.oracle.record import read_recording
 
-    reference, other = read_recording(options.reference), read_recording(options.other)
-    comparison = compare(reference, other, options.dtype)
+    with terminal.waiting("Comparing"):
+        reference, other = read_recording(options.reference), read_recording(options.other)
+        comparison = compare(reference, other, options.dtype)
     with suppress(BrokenPipeError):  # who reads no further still gets the exit code
         if options.json:
             terminal.json_line(comparison.to_json())
