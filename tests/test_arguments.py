@@ -139,10 +139,10 @@ def test_a_window_needs_a_mode_that_keeps_one(tmp_path, capsys):
 
 
 def test_load_refuses_them_as_well(tmp_path):
-    with pytest.raises(ValueError, match="mode and k have no effect; give a memory"):
+    with pytest.raises(ValueError, match="mode has no effect; give a memory"):
         tinyflash.load("default", mode="all")
     with pytest.raises(ValueError, match="mode and k have no effect"):
-        tinyflash.load("default", k=3)
+        tinyflash.load("default", mode="all", k=3)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

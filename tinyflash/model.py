@@ -241,12 +241,8 @@ def load(
         flash = open_engine(store, **settings, progress=progress)
         path, config, weights = store.path, store.config, flash.weights
         tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
-    elif mode is not None or k is not None:
-        raise ValueError(
-            f"{source} is to be opened with all weights in DRAM, where mode and k have no effect; "
-            "give a memory, as '50%', or leave them out."
-        )
     else:
+        refuse_without_flash(source, mode=mode, k=k)
         with progress(f"Opening {source}"):
             checkpoint = open_checkpoint(path)
             config = read_config(checkpoint.config)
@@ -267,3 +263,14 @@ def load(
         recommended=recommended,
         flash=flash,
     )
+
+
+def refuse_without_flash(source, **settings):
+    """Raise a ValueError if a setting of flash was given where all weights stay in DRAM."""
+    given = [name for name, value in settings.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{source} is to be opened with all weights in DRAM, where {' and '.join(given)} "
+            f"{'has' if len(given) == 1 else 'have'} no effect; give a memory, as '50%', or leave "
+            f"{'it' if len(given) == 1 else 'them'} out."
+        )
