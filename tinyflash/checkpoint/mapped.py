@@ -87,5 +87,5 @@ def let_go(array: object) -> None:
     They are read again if they are asked for again. An array that is not mapped stays as it is.
     """
     file = file_behind(array)
-    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+    if hasattr(file, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         file.madvise(mmap.MADV_DONTNEED)
