@@ -83,8 +83,8 @@ def number(name: str, value: object) -> float | None:
         raise ValueError(f"{name} must be a number, not {value!r}.")
     try:
         return float(value)
-    except OverflowError:  # an int of hundreds of digits
-        return math.inf if int(value) > 0 else -math.inf
+    except OverflowError:  # an int of hundreds of digits, which no setting may be
+        return math.inf
 
 
 def ids_of(tokens):
