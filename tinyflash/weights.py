@@ -9,7 +9,7 @@ import numpy as np
 from tinyflash.checkpoint.safetensors_file import safetensors_content
 from tinyflash.config import weight_shapes
 from tinyflash.families import family_prefix, tensor_names
-from tinyflash.files import write_files
+from tinyflash.files import printable, write_files
 from tinyflash.matrices.half import HalfMatrix, decode, refuse_infinite
 
 # Tensors that old checkpoints carry and that the config already says: masks and frequencies.
@@ -120,7 +120,7 @@ def refuse_left_over(checkpoint, config, used):
     if left:
         raise ValueError(
             f"{checkpoint.path} holds {len(left)} tensors that config.json does not call for, "
-            f"{left[0]} first; the config and the weights do not belong together."
+            f"{printable(left[0])} first; the config and the weights do not belong together."
         )
 
 

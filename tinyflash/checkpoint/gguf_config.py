@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tinyflash.checks import short
+
 ARCHITECTURES = ("llama",)
 ROPE_FREQS = "rope_freqs.weight"  # Llama 3's stretching, as one divisor for each frequency
 
@@ -17,8 +19,9 @@ def hugging_face_config(path, metadata, tensors):
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{path} holds a model of architecture {architecture!r}, and of GGUF files tinyflash "
-            f"reads {', '.join(ARCHITECTURES)}; open the Hugging Face directory of the model."
+            f"{path} holds a model of architecture {short(architecture)}, and of GGUF files "
+            f"tinyflash reads {', '.join(ARCHITECTURES)}; open the Hugging Face directory of the "
+            "model."
         )
     if metadata.get("split.count", 1) > 1:
         raise ValueError(
@@ -101,8 +104,8 @@ def rope_scaling(path, setting, divisors, head_width, theta):
     if kind == "none":
         return None
     raise ValueError(
-        f"{path}: the model's rotary positions are scaled {kind!r}; of GGUF files tinyflash reads "
-        "those scaled 'linear' and as Llama 3 does."
+        f"{path}: the model's rotary positions are scaled {short(kind)}; of GGUF files tinyflash "
+        "reads those scaled 'linear' and as Llama 3 does."
     )
 
 

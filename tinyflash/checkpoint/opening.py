@@ -10,6 +10,7 @@ from tinyflash.checkpoint.entries import Checkpoint, Entry
 from tinyflash.checkpoint.gguf_file import begins_as_gguf, open_gguf
 from tinyflash.checkpoint.pytorch_bin import pytorch_entries
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.checks import short
 from tinyflash.files import read_json
 
 DIRECTORY_HOLDS = (
@@ -72,7 +73,7 @@ def _sharded_entries(
         raise ValueError(f"{index}: the index has no weight_map from tensor names to shards")
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{index}: {shard!r} is not the name of a file beside the index")
+            raise ValueError(f"{index}: {short(shard)} is not the name of a file beside the index")
     entries, shard_of, absent = {}, {}, {}
     for shard in sorted(set(weight_map.values())):
         if not (index.parent / shard).is_file():

@@ -90,7 +90,7 @@ def _checked_layout(path: Path, name: str, info: object) -> tuple[str, tuple[int
         raise ValueError(
             f"{path}: damaged header: what it says of tensor {printable(name)} makes no sense"
         )
-    dtype = SAFETENSORS_DTYPES.get(stored, stored)
+    dtype = SAFETENSORS_DTYPES.get(stored, printable(stored))
     if dtype in NUMPY_DTYPES:
         expected = math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
         if end - begin != expected:

@@ -89,7 +89,8 @@ def family_of(hf):
         )
     if str(model_type) not in FAMILIES:
         raise ValueError(
-            f"tinyflash has no model type {model_type!r}; it has {', '.join(sorted(FAMILIES))}."
+            f"tinyflash has no model type {short(model_type)}; it has "
+            f"{', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]
 

@@ -13,7 +13,7 @@ import numpy as np
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_content
 from tinyflash.checks import MOST_LAYERS, is_count, short
-from tinyflash.files import write_files
+from tinyflash.files import printable, write_files
 from tinyflash.ops import dense
 from tinyflash.weights import bind, shape_text
 
@@ -50,7 +50,9 @@ class DrafterConfig:
                 f"but its config says {short(self.layers)}."
             )
         if not isinstance(self.rnn, bool):
-            raise ValueError(f"rnn must be true or false, but the drafter's config says {self.rnn}")
+            raise ValueError(
+                f"rnn must be true or false, but the drafter's config says {short(self.rnn)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def load_drafter(directory, dtype=np.float32):
     if keys.get("model_type") != MODEL_TYPE:
         raise ValueError(
             f"{checkpoint.path} is not a ReDrafter drafter: its model_type is "
-            f"{keys.get('model_type')!r} and not {MODEL_TYPE!r}."
+            f"{short(keys.get('model_type'))} and not {MODEL_TYPE!r}."
         )
     missing = {"vocab_size", "hidden_size", "exit_dim", "num_draft_layers"} - keys.keys()
     if missing:
@@ -111,7 +113,7 @@ def load_drafter(directory, dtype=np.float32):
     if left:
         raise ValueError(
             f"{checkpoint.path} holds {len(left)} tensors that config.json does not call for, "
-            f"{left[0]} first; the config and the weights do not belong together."
+            f"{printable(left[0])} first; the config and the weights do not belong together."
         )
     for name, shape in shapes.items():
         if checkpoint.shape(name) != shape:
