@@ -20,6 +20,7 @@ from tinyflash.tokenizer import Tokenizer
 
 END = 2
 TOKENIZER = Tokenizer(small_tokenizer(), END, (END,), CHAT_TEMPLATE)
+PAD = 1
 PROMPT = [END, 50, 60, 70]
 
 
@@ -221,6 +222,24 @@ def test_generation_ends_with_the_stop_string():
 def test_a_stop_string_of_an_unfinished_character_is_a_stop():
     made = answer("a😀", cut=letters, max_new_tokens=3, stop=["\ufffd"])
     assert "".join(made) == "a" and made.stop_reason == "stop"
+
+
+def test_a_stop_string_that_is_a_special_token():
+    """No text holds such a token, so that it is looked for among the ids."""
+    script = [*letters("every "), PAD, *letters("stone")]
+    for stop in ("<pad>", ["x", "<pad>"], ["<pad>", "<pad>"], ["<s>", "<pad>"]):
+        made = Generation(Scripted([*PROMPT, *script]), PROMPT, stop=stop)
+        assert "".join(made) == "every " and made.ids == script[:7]
+        assert made.stop_reason == "stop"
+    made = Generation(Scripted([*PROMPT, *script]), PROMPT, stop=["y ", "<pad>"])
+    assert "".join(made) == "ever"  # the first that appears
+    made = Generation(Scripted([*PROMPT, *script]), PROMPT, stop="<s>")
+    assert "".join(made) == "every stone" and made.stop_reason == "end"
+    for stop in ("<pad>\n", "a<pad>", "<pad><pad>"):
+        with pytest.raises(ValueError, match="special token in it, '<pad>'.*give the token alone"):
+            Generation(Scripted(PROMPT), PROMPT, stop=["x", stop])
+    wordless = Scripted([*PROMPT, *script], tokenizer=None)
+    assert list(Generation(wordless, PROMPT, stop="<pad>")) == []
 
 
 # Other ends.

@@ -13,6 +13,7 @@ from helpers_models import CONFIGS, write_model
 from test_flash_model import with_predictors
 from test_redrafter import random_drafter
 from test_verify import assert_another_law, differ
+from tokenizers import Tokenizer as Backend
 
 import tinyflash
 from tinyflash import places
@@ -32,6 +33,7 @@ from tinyflash.speculative.redrafter import ReDrafter, embedder
 from tinyflash.speculative.replay import Replay, expected_tokens
 from tinyflash.speculative.tree import Tree, chain, pack
 from tinyflash.taps import DRAFT_TAPS
+from tinyflash.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "redrafter"
 PROMPT = [2, 50, 60, 70, 50, 60]
@@ -506,6 +508,21 @@ def test_a_stop_string_inside_a_step(models, drafter):
     proposing = drafter_named(drafter, model, model, prompt + greedy(model, prompt, NEW))
     made = finished(model, "The river", stop=stop, drafter=proposing)
     assert (made.text, made.ids, made.stop_reason) == (plain.text, plain.ids, "stop")
+
+
+@pytest.mark.parametrize("drafter", ["replay", "itself", "beams"])
+def test_a_special_token_that_stops_inside_a_step(models, drafter):
+    model = models["opt"]
+    ids = finished(model, "The river").ids
+    backend = Backend.from_str(model.tokenizer.backend.to_str())
+    stop = backend.id_to_token(ids[9])
+    backend.add_special_tokens([stop])
+    words = Tokenizer(backend, model.tokenizer.bos_id, model.tokenizer.eos_ids)
+    model = dataclasses.replace(model, tokenizer=words)
+    prompt = model.encode("The river")
+    proposing = drafter_named(drafter, model, model, prompt + greedy(model, prompt, NEW))
+    made = finished(model, prompt, stop=stop, drafter=proposing)
+    assert (made.ids, made.stop_reason) == (ids[: ids.index(ids[9]) + 1], "stop")
 
 
 def test_conversations(tmp_path):

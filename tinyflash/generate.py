@@ -16,7 +16,7 @@ from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.drafter import NoDrafter
 from tinyflash.speculative.tree import chain
 from tinyflash.speculative.verify import verify
-from tinyflash.stopping import StopStrings, stop_strings
+from tinyflash.stopping import StopStrings, stop_strings, stop_tokens
 from tinyflash.token_ids import token_ids
 from tinyflash.transformer import no_tap
 
@@ -64,7 +64,8 @@ class Generation:
         prompt_ids     : list of int, at least one; the first cache.length of them are cached
         sampling       : settings.Sampling, how the next token is chosen; None for the likeliest
         max_new_tokens : at least 0
-        stop           : strings (or one); the text ends before the first that appears
+        stop           : strings (or one); the text ends before the first that appears, or with
+                         the first token that is one of them and special
         drafter        : what proposes tokens, see speculative/drafter.py; None proposes nothing
         cache          : KVCache of a beginning of prompt_ids, or None for a new one
         raises         : ValueError for settings that mean nothing and prompts that do not fit
@@ -73,7 +74,7 @@ class Generation:
         self.prompt_ids = token_ids(prompt_ids, model.config.vocab_size).tolist()
         self.sampling = sampling or Sampling()
         self.max_new_tokens = whole("max_new_tokens", max_new_tokens)
-        self.stop = stop_strings(stop)
+        self.stop, self.stop_ids = stop_tokens(stop_strings(stop), model.tokenizer)
         self.drafter = NoDrafter() if drafter is None else drafter
         self.tap = no_tap
         self.ids = []
@@ -170,6 +171,9 @@ class Generation:
                     return
                 self.ids.append(token)
                 yield token
+                if token in self.stop_ids:
+                    self.stop_reason = "stop"
+                    return
             if self.cache.length == self.model.config.context:
                 self.stop_reason = "context"
                 return
@@ -199,7 +203,8 @@ class Generation:
         logits, hidden = compute(self.model, tree.tokens, self.cache, self.tap, tree)
         if self.model.flash:
             self.spent = self.spent + self.model.flash.last_cost
-        verdict = verify(tree, logits, self.choose, self.rng, self.model.eos_ids)
+        ends = self.model.eos_ids | self.stop_ids
+        verdict = verify(tree, logits, self.choose, self.rng, ends)
         self.model.keep(self.cache, start, verdict.path)
         self.hidden = hidden[verdict.path[-1]]
         counts.passes += 1

@@ -51,3 +51,24 @@ def stop_strings(stop: object) -> tuple[str, ...]:
     if any(stop_text == "" for stop_text in stop):
         raise ValueError("An empty stop string would stop before the first letter; leave it out.")
     return tuple(stop)
+
+
+def stop_tokens(stop, tokenizer):
+    """Stop strings that are special tokens, which no text ever holds, are found by their ids.
+
+    stop   : tuple of strings;  tokenizer: a Tokenizer, or None
+    returns: the strings that are to be found in the text, a tuple; the ids, a frozenset
+    raises : ValueError if a special token is only a part of one
+    """
+    texts, ids = [], []
+    for stop_text in stop:
+        special = [] if tokenizer is None else tokenizer.special_tokens_in(stop_text)
+        if special and stop_text != tokenizer.backend.id_to_token(special[0]):
+            raise ValueError(
+                f"The stop text {stop_text!r} has a special token in it, "
+                f"{tokenizer.backend.id_to_token(special[0])!r}, and these are never part of a "
+                "text; give the token alone."
+            )
+        ids += special
+        texts += [] if special else [stop_text]
+    return tuple(texts), frozenset(ids)

@@ -83,6 +83,13 @@ class Tokenizer:
         end = next((i for i in range(len(ids), start, -1) if not put[i - 1]), len(ids))
         return ids[:start], ids[start:end], ids[end:]
 
+    def special_tokens_in(self, text):
+        """Ids of the special tokens that a text spells; no decoded text holds them. List of int."""
+        id = self.backend.token_to_id(text)
+        found = [id] if id is not None else self.encode(text, add_special_tokens=False)
+        spelling = self.backend.id_to_token
+        return [id for id in found if id in self.special_ids and spelling(id) in text]
+
     def decode(self, ids):
         """The text of token ids, special tokens left out; bytes that are no UTF-8 become U+FFFD.
 
