@@ -209,7 +209,7 @@ JUDGES = {
     "r01": forks,
     "r02": replaced,
     "r03": cleared,
-    "r04": lambda out: never(out, r"exit \d", "OTHER TEXT"),
+    "r04": lambda out: never(out, r"exit \d", r"^\w+ \w+ OTHER TEXT"),
     "r05": lambda out: wrong_codes(out, *5 * [(1, 2)]),
     "r06": leaks,
     "r07": full_disks,
@@ -235,10 +235,10 @@ JUDGES = {
     "c09": lambda out: close(out + " ", "from 4096 on", refusals=False),
     "c10": evaluations,
     "c12": stale,
-    "c13": lambda out: wrong_codes(out, 0) or never(out, "Error"),
-    "c14": lambda out: wrong_codes(out, 2, 2, 0) or never(out, "Error: "),
-    "c15": lambda out: never(out, "Error", "halted"),
-    "c16": lambda out: wrong_codes(out, (0, 2)) or never(out, "Error: "),
+    "c13": lambda out: wrong_codes(out, 0) or never(out, r"^\w*Error"),
+    "c14": lambda out: wrong_codes(out, 2, 2, 0) or never(out, r"^\w*Error: "),
+    "c15": lambda out: never(out, r"^\w*Error", "halted"),
+    "c16": lambda out: wrong_codes(out, (0, 2)) or never(out, r"^\w*Error: "),
     "c17": lambda out: (
         "" if "tokens/s" in out or re.search("take .*(Q8_0|F16)", out) else out.strip()[-90:]
     ),
