@@ -1,6 +1,7 @@
 """The standard streams: harmless on a terminal, untouched in a pipe, and closed or full."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -155,3 +156,31 @@ def test_a_letter_that_the_stream_lacks_is_said():
         timeout=60,
     )
     assert b"ValueError: Standard output is in ascii" in done.stderr
+
+
+def test_a_native_panic_is_one_sentence_and_shows_itself_with_debug(tmp_path):
+    """Rust writes to descriptor 2 by itself, and what it writes may hold what a file says."""
+    model = write_model(tmp_path / "m", OPT_CONFIG, seed=4)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["continuing_subword_prefix"] = "4.0"
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    running = [sys.executable, "-m", "tinyflash", "generate", "hi", "--model", str(model)]
+    settings = {"capture_output": True, "text": True, "timeout": 60}
+    settings["env"] = ENVIRONMENT | {"RUST_BACKTRACE": "1"}
+    done = subprocess.run(running, **settings)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "tokenizer.json" in done.stderr
+    shown = subprocess.run([*running, "--debug"], **settings).stderr
+    assert "panicked at" in shown and "Traceback" in shown
+    assert shown.splitlines()[-1] == done.stderr.strip()
+
+
+def test_standard_error_is_as_it_was_after_a_command(capfd):
+    from tinyflash.cli import main
+
+    before = sys.stderr
+    assert main(["diff", "no.safetensors", "no.safetensors"]) == 2
+    assert sys.stderr is before
+    os.write(2, b"mine\n")
+    said, mine = capfd.readouterr().err.splitlines()
+    assert "no such recording" in said and mine == "mine"

@@ -5,6 +5,7 @@ on standard error), 70 a fault of tinyflash (one sentence, and a traceback with 
 go to standard output, everything else to standard error.
 """
 
+import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, metadata
@@ -14,7 +15,14 @@ import tinyflash
 from tinyflash.commands import bench, completion, convert, evaluate, generate, oracle, train
 from tinyflash.commands.arguments import DEBUG, Parser, with_defaults
 from tinyflash.commands.effects import refuse_idle
-from tinyflash.streams import abandon, note, occupy_closed_streams, pipes_in_utf8, say
+from tinyflash.streams import (
+    abandon,
+    natives_quiet,
+    note,
+    occupy_closed_streams,
+    pipes_in_utf8,
+    say,
+)
 
 PACKAGE = Path(tinyflash.__file__).parent
 
@@ -24,6 +32,12 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     occupy_closed_streams()
     pipes_in_utf8()
+    with natives_quiet(DEBUG not in arguments):
+        return run(arguments)
+
+
+def run(arguments):
+    """Run one command; the exit code, whatever ends it. Its help and its refusals exit."""
     try:
         try:
             options = with_defaults(parser().parse_args(arguments))
@@ -66,7 +80,8 @@ def own_fault(error):
     kind, reason = type(error).__name__, " ".join(str(error).split())[:200]
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}, line {ours[-1].lineno}"
+    last = (ours or frames)[-1]
+    place = f"{last.filename.removeprefix(f'{PACKAGE}{os.sep}')}, line {last.lineno}"
     fault = f"{kind}{f': {reason}' if reason else ''} ({place})"
     if isinstance(error, MemoryError):
         note(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 CONTROLS = (*range(32), *range(127, 160))  # C0, DEL and C1; a new line and a tab do no harm
@@ -101,6 +103,40 @@ def occupy_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+
+
+@contextmanager
+def natives_quiet(quiet: bool = True) -> Iterator[None]:
+    """Let what native libraries write to standard error by themselves go nowhere.
+
+    A panic in Rust prints its message and its stack before Python hears of it, and the message may
+    hold what a file says. Python's own standard error goes on.
+    """
+    if not quiet or os.name != "posix":
+        yield
+        return
+    before, kept = sys.stderr, os.dup(2)
+    try:
+        if descriptor_of(before) == 2:
+            before.flush()
+            form = {"encoding": before.encoding, "errors": before.errors}
+            sys.stderr = open(os.dup(kept), "w", buffering=1, **form)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sys.stderr = before
+
+
+def descriptor_of(stream: TextIO | None) -> int | None:
+    """The number under which the system knows a stream; None for one of Python's alone."""
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def pipes_in_utf8() -> None:
