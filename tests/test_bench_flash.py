@@ -20,9 +20,10 @@ from tinyflash.flash.activity import exact_activity
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES
 from tinyflash.flash.layer import Layer
-from tinyflash.flash.predictor import Predictor, write_predictors
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.store.predictor_file import write_predictors
 from tinyflash.flash.streamed import Streamed
 from tinyflash.matrices.half import HalfMatrix
 

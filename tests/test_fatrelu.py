@@ -12,17 +12,13 @@ import tinyflash
 from benchmarks.fatrelu import counted_by_engine, held_by_token, measure, read_by_token
 from tinyflash.families import read_config
 from tinyflash.flash.activity import exact_note
-from tinyflash.flash.predictor import FILE as PREDICTOR
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store, resident_weights
+from tinyflash.flash.store.predictor_file import FILE as PREDICTOR
+from tinyflash.flash.store.thresholds import thresholds_of, write_thresholds
 from tinyflash.flash.store.verified import fingerprint, noted, verify_once
 from tinyflash.flash.training import fatrelu
-from tinyflash.flash.training.fatrelu import (
-    calibrate,
-    thresholds_of,
-    with_thresholds,
-    write_thresholds,
-)
+from tinyflash.flash.training.fatrelu import calibrate, with_thresholds
 from tinyflash.training.language_model import next_token_loss
 from tinyflash.training.tape import value_and_grad
 from tinyflash.weights import bytes_of

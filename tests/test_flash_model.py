@@ -12,10 +12,11 @@ from tinyflash.describe import describe_model
 from tinyflash.flash.budget import budget_for, parse_memory, rows_by_layer
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.engine import open_engine
-from tinyflash.flash.predictor import Predictor, read_predictors, write_predictors
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.store import verified
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.store.predictor_file import read_predictors, write_predictors
 from tinyflash.ops import linear
 from tinyflash.taps import FLASH_TAPS
 from tinyflash.transformer import dense_feed_forward, forward, under_prefix

@@ -13,9 +13,10 @@ from helpers_sources import write_source
 
 import tinyflash
 from tinyflash.checkpoint.mapped import MappedFile, file_behind, files_behind
-from tinyflash.flash.predictor import Predictor, write_predictors
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.store.predictor_file import write_predictors
 
 IDS = [2, 5, 7, 9]
 

@@ -11,18 +11,13 @@ import pytest
 from helpers_faults import Failing
 from helpers_models import CONFIGS, TOKENIZER_TEXT, write_model
 
-from tinyflash.flash import predictor as files
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.flash.predictor import (
-    Predictor,
-    logit,
-    read_predictors,
-    sigmoid,
-    write_predictors,
-)
+from tinyflash.flash.predictor import Predictor, logit, sigmoid
+from tinyflash.flash.store import predictor_file as files
 from tinyflash.flash.store import verified
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import check_store, open_store
+from tinyflash.flash.store.predictor_file import read_predictors, write_predictors
 from tinyflash.flash.training import run as command
 from tinyflash.flash.training import run_state as predictor_run
 from tinyflash.flash.training.learning import (

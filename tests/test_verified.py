@@ -21,14 +21,15 @@ from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import SMALL_FILES, find_model
 from tinyflash.cli import main
 from tinyflash.commands.common import open_model
-from tinyflash.flash.predictor import Predictor, write_predictors
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.store import directory, verified
 from tinyflash.flash.store.cached import store_of
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.store.manifest import SEAL, seal_of
+from tinyflash.flash.store.predictor_file import write_predictors
+from tinyflash.flash.store.thresholds import write_thresholds
 from tinyflash.flash.store.verified import check_anew, refuse_changed_store, verify_once
-from tinyflash.flash.training.fatrelu import write_thresholds
 
 IDS = [2, 5, 7, 9]
 

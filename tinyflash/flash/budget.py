@@ -5,7 +5,7 @@
 The KV cache is that of as many tokens as are to come, in float16. Only where a model is so small
 that its KV cache leaves no neuron a place, it comes on top, and is said to.
 
-Trained predictors say how many neurons each layer predicts (predictor_report.py): layers get rows
+Trained predictors say how many neurons each layer predicts (training/report.py): layers get rows
 in that proportion, and the window is as long as fits.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tinyflash.checks import is_number
 from tinyflash.flash.activity import exact_note
-from tinyflash.flash.predictor import PARTS, predictor_shapes
+from tinyflash.flash.store.predictor_file import PARTS, predictor_shapes
 
 UNITS = {
     "": 1,

@@ -10,14 +10,14 @@ from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, STREAMED_MODES, FlashFeedForward
 from tinyflash.flash.layer import Layer, biases_of
-from tinyflash.flash.predictor import read_predictors
 from tinyflash.flash.read_ahead import background
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import Store, resident_weights
+from tinyflash.flash.store.predictor_file import read_predictors
+from tinyflash.flash.store.thresholds import thresholds_of
 from tinyflash.flash.store.verified import refuse_changed_store, verify_once
 from tinyflash.flash.streamed import Streamed
-from tinyflash.flash.training.fatrelu import thresholds_of
 from tinyflash.flash.windowed import Windowed
 from tinyflash.progress import quiet
 from tinyflash.transformer import no_tap

@@ -19,12 +19,14 @@ from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.directories import own_directory
 from tinyflash.flash.activity import exact_note
-from tinyflash.flash.predictor import Predictor, write_predictors
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.cached import open_or_convert
 from tinyflash.flash.store.directory import resident_weights
+from tinyflash.flash.store.predictor_file import write_predictors
+from tinyflash.flash.store.thresholds import thresholds_of, write_thresholds
 from tinyflash.flash.store.verified import verify_once
-from tinyflash.flash.training.fatrelu import calibrate, thresholds_of, write_thresholds
+from tinyflash.flash.training.fatrelu import calibrate
 from tinyflash.flash.training.layer_by_layer import (
     blas_threads,
     embedded_sequences,
