@@ -16,9 +16,9 @@ import numpy as np
 
 from tinyflash import terminal
 from tinyflash.families import read_config
-from tinyflash.training.language_model import Recipe, random_weights, step_once
+from tinyflash.training.language_model import Recipe, random_weights, step_gradients
+from tinyflash.training.loop import descend
 from tinyflash.training.optimizers import adamw_init
-from tinyflash.workers import OneBlasThread
 
 HF_CONFIG = {
     "model_type": "opt",
@@ -37,14 +37,10 @@ def tinyflash_step(ids):
     """A function that does one step of ours."""
     config = read_config(HF_CONFIG)
     weights = random_weights(config, seed=0)
-    optimizer, run = adamw_init(weights), {"step": 0, "penalty": 0.0}
     executor = ThreadPoolExecutor(WORKERS)
-
-    def step():
-        with OneBlasThread():
-            return step_once(weights, optimizer, run, config, ids, RECIPE, executor)["loss"]
-
-    return step
+    gradients = step_gradients(weights, {"penalty": 0.0}, config, ids, RECIPE, executor)
+    rows = descend(weights, adamw_init(weights), RECIPE, gradients)
+    return lambda: next(rows)["loss"]
 
 
 def torch_step(ids, attention):

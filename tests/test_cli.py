@@ -1,6 +1,5 @@
 """The command: what each verb prints, its exit codes, and one sentence for every bad input."""
 
-import functools
 import io
 import json
 import os
@@ -23,8 +22,8 @@ from tinyflash.cli import main
 from tinyflash.commands import generate as commands
 from tinyflash.commands.answer import peak_dram
 from tinyflash.files import write_whole
+from tinyflash.training import language_model, run_files
 from tinyflash.training import run as train_command
-from tinyflash.training import run_files
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +381,8 @@ def kill_after(monkeypatch, steps):
 
         return original(config, ids, recipe, directory, report=report_and_die, **settings)
 
-    original = functools.partial(ORIGINAL_TRAIN, save_every=2)
+    original = ORIGINAL_TRAIN
+    monkeypatch.setattr(language_model, "SAVE_EVERY", 2)
     monkeypatch.setattr(train_command, "train", interrupted)
 
 

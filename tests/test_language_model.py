@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tinyflash.families import read_config
-from tinyflash.training import run_files
+from tinyflash.training import language_model, run_files
 from tinyflash.training.language_model import (
     Recipe,
+    Text,
     heldout_loss,
     loss_and_activity,
     next_penalty,
@@ -46,20 +47,19 @@ class Killed(Exception):
     pass
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch):
     ids, heldout = random_ids(), random_ids(150, seed=2)
-    weights, curve = train(
-        CONFIG, ids, RECIPE, tmp_path / "a", heldout=heldout, save_every=4, workers=2
-    )
+    monkeypatch.setattr(language_model, "SAVE_EVERY", 4)
+    text = Text(ids, heldout)
+    weights, curve = train(CONFIG, text, RECIPE, tmp_path / "a", workers=2)
 
     def die_at_step_6(row):
         if row["step"] == 6:
             raise Killed
 
-    settings = {"heldout": heldout, "save_every": 4, "workers": 1}
     with pytest.raises(Killed):
-        train(CONFIG, ids, RECIPE, tmp_path / "b", report=die_at_step_6, **settings)
-    resumed, resumed_curve = train(CONFIG, ids, RECIPE, tmp_path / "b", **settings)
+        train(CONFIG, text, RECIPE, tmp_path / "b", report=die_at_step_6, workers=1)
+    resumed, resumed_curve = train(CONFIG, text, RECIPE, tmp_path / "b", workers=1)
     assert without_seconds(curve) == without_seconds(resumed_curve)
     assert list(weights) == list(resumed)
     for name, weight in weights.items():
@@ -68,15 +68,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
 
 def test_another_seed_gives_other_weights(tmp_path):
     ids = random_ids()
-    first, _ = train(CONFIG, ids, Recipe(2, 2, 20, warmup=1), tmp_path / "a")
-    second, _ = train(CONFIG, ids, Recipe(2, 2, 20, warmup=1, seed=1), tmp_path / "b")
+    first, _ = train(CONFIG, Text(ids), Recipe(2, 2, length=20, warmup=1), tmp_path / "a")
+    second, _ = train(CONFIG, Text(ids), Recipe(2, 2, length=20, warmup=1, seed=1), tmp_path / "b")
     assert not np.array_equal(first["embed.weight"], second["embed.weight"])
 
 
 def test_a_periodic_text_is_learned(tmp_path):
     ids = np.tile(np.arange(10, 23, dtype=np.uint16), 40)
     recipe = Recipe(steps=60, batch=4, length=26, warmup=5, peak=1e-2)
-    weights, curve = train(CONFIG, ids, recipe, tmp_path / "run")
+    weights, curve = train(CONFIG, Text(ids), recipe, tmp_path / "run")
     assert curve[0]["loss"] > 3.5  # near log 67 = 4.2, the loss of a guess
     assert curve[-1]["loss"] < 0.5
     assert heldout_loss(weights, CONFIG, ids[:200], 26)[0] < 0.5
@@ -87,7 +87,7 @@ def test_the_l1_term_makes_activations_zero(tmp_path):
     shares = {}
     for wanted in (None, 0.05):
         recipe = Recipe(steps=120, batch=2, length=20, warmup=5, peak=1e-2, active_share=wanted)
-        _, curve = train(CONFIG, ids, recipe, tmp_path / str(wanted))
+        _, curve = train(CONFIG, Text(ids), recipe, tmp_path / str(wanted))
         shares[wanted] = curve[-1]["active"]
     assert shares[0.05] < 0.15
     assert shares[None] > 2 * shares[0.05]
@@ -154,31 +154,31 @@ def test_every_window_of_the_text_can_be_drawn():
 )
 def test_what_cannot_be_trained_is_said(tmp_path, ids, recipe, words):
     with pytest.raises(ValueError, match=words):
-        train(CONFIG, ids, recipe, tmp_path / "run")
+        train(CONFIG, Text(ids), recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_another_shape_or_recipe_is_not_resumed(tmp_path):
     from dataclasses import replace
 
-    train(CONFIG, random_ids(), replace(RECIPE, steps=3), tmp_path)
+    train(CONFIG, Text(random_ids()), replace(RECIPE, steps=3), tmp_path)
     with pytest.raises(ValueError, match=r"recipe differs in steps"):
-        train(CONFIG, random_ids(), RECIPE, tmp_path)
+        train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
     wider = replace(CONFIG, ffn_width=44)
     with pytest.raises(ValueError, match=r"config differs in ffn_width"):
-        train(wider, random_ids(), replace(RECIPE, steps=3), tmp_path)
+        train(wider, Text(random_ids()), replace(RECIPE, steps=3), tmp_path)
 
 
 def test_a_damaged_state_is_said(tmp_path):
-    train(CONFIG, random_ids(), RECIPE, tmp_path)
+    train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
     path = tmp_path / run_files.STATE
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="cannot be resumed"):
-        train(CONFIG, random_ids(), RECIPE, tmp_path)
+        train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_state(tmp_path, monkeypatch):
-    train(CONFIG, random_ids(), RECIPE, tmp_path)
+    train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
     before = (tmp_path / run_files.STATE).read_bytes()
 
     def full_disk(handle):
@@ -193,7 +193,7 @@ def test_a_write_that_breaks_off_leaves_the_old_state(tmp_path, monkeypatch):
 
 
 def test_the_state_keeps_the_curve_as_data(tmp_path):
-    _, curve = train(CONFIG, random_ids(), RECIPE, tmp_path)
+    _, curve = train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
     _, _, run = run_files.load_state(tmp_path)
     assert run["curve"] == json.loads(json.dumps(curve))
     assert [row["step"] for row in curve] == list(range(1, 10))

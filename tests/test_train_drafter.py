@@ -1,6 +1,7 @@
 """Training a drafter: its examples, its loss, that it resumes bit for bit, and that it learns."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -45,6 +46,9 @@ from tinyflash.speculative.training.learning import (
     tokens_per_step,
     train,
 )
+from tinyflash.training import loop
+from tinyflash.training.loop import begin_or_resume
+from tinyflash.training.run_files import load_state
 from tinyflash.training.tape import value_and_grad
 
 N = 3  # offsets, where a test may choose
@@ -271,21 +275,22 @@ def test_a_repetitive_text_is_learned_and_noise_is_not(tmp_path):
     assert accuracy(after)[:, 0].max() < 0.2
 
 
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(drafter_training, "SAVE_EVERY", 4)
     text = np.tile(np.arange(10, 33, dtype=np.uint16), 50)
-    _, expected, curve = planted(text, tmp_path / "a", steps=9, save_every=4, clip=0.5)
+    _, expected, curve = planted(text, tmp_path / "a", steps=9, clip=0.5)
 
     def die_at_step_6(row):
         if row["step"] == 6:
             raise Killed
 
-    settings = {"steps": 9, "save_every": 4, "clip": 0.5}
+    settings = {"steps": 9, "clip": 0.5}
     with pytest.raises(Killed):
         planted(text, tmp_path / "b", report=die_at_step_6, **settings)
     rows = []
     _, resumed, again = planted(text, tmp_path / "b", report=rows.append, **settings)
     assert [row["step"] for row in rows] == [5, 6, 7, 8, 9]
-    states = [drafter_training.load_state(tmp_path / name)[:2] for name in "ab"]
+    states = [load_state(tmp_path / name)[:2] for name in "ab"]
     for name, weight in states[0][0].items():
         assert np.array_equal(weight, states[1][0][name]), name
         assert np.array_equal(states[0][1]["second"][name], states[1][1]["second"][name]), name
@@ -295,8 +300,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert curve == again
     config = DrafterConfig(307, 24, 48, 1)
     recipe = Recipe(9, batch=32, peak=1e-2, offsets=N, clip=0.5)
-    weights, *_ = drafter_training.begin_or_resume(config, recipe, tmp_path / "b", {})
-    assert list(weights) == list(weight_shapes(config))  # norms are summed in this order
+    description = {"drafter": asdict(config), "recipe": asdict(recipe)}
+    initial = drafter_training.random_weights(config, 0, 1.0)
+    run = begin_or_resume(tmp_path / "b", description, lambda: initial)
+    assert list(run.weights) == list(weight_shapes(config))  # norms are summed in this order
     with pytest.raises(ValueError, match="recipe differs in steps"):
         planted(text, tmp_path / "b", steps=10, clip=0.5)
 
@@ -423,9 +430,9 @@ def test_a_killed_command_goes_on_bit_for_bit(capsys, place, arguments, monkeypa
     expected_tokens = all_examples(model.weights, model.config, windows, 5, True).tokens
     assert (state / TOKENS).read_bytes()[: expected_tokens.nbytes] == expected_tokens.tobytes()
     monkeypatch.setattr(drafter_examples, "append", real)
-    real = drafter_training.save_state
-    monkeypatch.setattr(train_drafter, "train", saving_often(train_drafter.train))
-    monkeypatch.setattr(drafter_training, "save_state", interrupting(real, after=2))
+    real = loop.save_state
+    monkeypatch.setattr(drafter_training, "SAVE_EVERY", 7)
+    monkeypatch.setattr(loop, "save_state", interrupting(real, after=2))
     assert main(words(arguments)) == 130
     assert not arguments["--out"].exists()
     capsys.readouterr()
@@ -438,7 +445,7 @@ def test_a_killed_command_goes_on_bit_for_bit(capsys, place, arguments, monkeypa
     ]:
         assert main(words(arguments | {name: value})) == 2
         assert f"an unfinished training whose {differs} differ" in capsys.readouterr().err
-    monkeypatch.setattr(drafter_training, "save_state", real)
+    monkeypatch.setattr(loop, "save_state", real)
     trained(capsys, arguments)
     assert (arguments["--out"] / "model.safetensors").read_bytes() == expected
     assert not state.exists()
@@ -455,10 +462,6 @@ def interrupting(function, after):
         return function(*arguments)
 
     return call
-
-
-def saving_often(train):
-    return lambda *arguments, **settings: train(*arguments, save_every=7, **settings)
 
 
 def test_the_state_of_another_model_is_not_taken(capsys, arguments, monkeypatch, tmp_path):
@@ -540,9 +543,9 @@ def test_a_flash_directory_and_a_finished_drafter_are_refused(capsys, arguments,
 
 @pytest.mark.parametrize("name", [train_drafter.RUN, train_drafter.STATE])
 def test_a_damaged_state_is_said(capsys, arguments, monkeypatch, name):
-    real = drafter_training.save_state
-    monkeypatch.setattr(train_drafter, "train", saving_often(train_drafter.train))
-    monkeypatch.setattr(drafter_training, "save_state", interrupting(real, after=1))
+    real = loop.save_state
+    monkeypatch.setattr(drafter_training, "SAVE_EVERY", 7)
+    monkeypatch.setattr(loop, "save_state", interrupting(real, after=1))
     assert main(words(arguments)) == 130
     path = arguments["--out"].parent / "out.training" / name
     path.write_bytes(path.read_bytes()[:-9])

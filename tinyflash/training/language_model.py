@@ -4,55 +4,43 @@ The loss is the cross-entropy of the next token, plus, on request, an L1 term on
 activations that makes most of them zero (which is what flash inference lives on).
 """
 
-import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from tinyflash.config import weight_shapes
 from tinyflash.ops import log_softmax
-from tinyflash.training.optimizers import (
-    adamw_init,
-    adamw_step,
-    clip_by_global_norm,
-    cosine_schedule,
-)
-from tinyflash.training.run_files import load_state, save_state
+from tinyflash.training import loop
+from tinyflash.training.loop import begin_or_resume
 from tinyflash.training.tape import mean_value_and_grad
 from tinyflash.transformer import forward, no_tap
-from tinyflash.workers import OneBlasThread
+from tinyflash.workers import WORKERS, OneBlasThread
 
+SAVE_EVERY = 200  # steps
 PART_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train; the same recipe, text and seed give the same weights, bit for bit.
+class Recipe(loop.Recipe):
+    """How to train a language model; see `loop.Recipe`.
 
-    steps         : optimizer steps in all
-    batch         : sequences a step
-    length        : tokens of one sequence, at most the model's context
-    peak, floor   : learning rate after warm-up and at the end
-    warmup        : steps from 0 to peak
-    weight_decay  : of matrices; gains and biases are left alone
-    clip          : largest global norm of a gradient
-    active_share  : wanted share of FFN neurons that fire, or None for no L1 term
-    seed          : of the initial weights and of the batches
+    length       : tokens of one sequence, at most the model's context
+    active_share : wanted share of FFN neurons that fire, or None for no L1 term
     """
 
-    steps: int
-    batch: int = 16
+    floor: float | None = 2e-4
+    warmup: int | None = 200
     length: int = 128
-    peak: float = 2e-3
-    floor: float = 2e-4
-    warmup: int = 200
-    weight_decay: float = 0.1
-    clip: float = 1.0
     active_share: float | None = None
-    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a model learns from, as one row of token ids, and what it is held against, or None."""
+
+    ids: np.ndarray
+    heldout: np.ndarray | None = None
 
 
 def random_weights(config, seed, dtype=np.float32):
@@ -132,85 +120,65 @@ def sample_batch(ids, recipe, step):
     return np.stack([ids[start : start + recipe.length + 1] for start in starts]).astype(np.int64)
 
 
-def train(
-    config,
-    ids,
-    recipe,
-    directory,
-    *,
-    initial=None,
-    heldout=None,
-    save_every=200,
-    workers=2,
-    report=None,
-):
+def train(config, text, recipe, directory, *, initial=None, workers=WORKERS, report=None):
     """Train from scratch, or go on where an interrupted run in `directory` stopped.
 
-    config   : ModelConfig
-    ids      : int (N,), the text as one row of token ids
-    directory: where the state of the run is kept; written whole or not at all
-    initial  : weights to begin with (they are written over), or None for random ones
-    heldout  : int (M,), text for validation every `save_every` steps, or None
-    workers  : threads, each with whole sequences; their number does not change the result
-    report   : function (dict) called after each step, for progress
-    returns  : weights, curve (list of dicts: step, tokens, loss, active share, seconds, …)
-    raises   : ValueError if the text is shorter than one sequence, or the state in `directory`
-               is of another model or recipe
+    config    : ModelConfig
+    text      : Text; held-out text is measured whenever the run is saved
+    directory : where the state of the run is kept; written whole or not at all
+    initial   : weights to begin with (they are written over), or None for random ones
+    workers   : threads, each with whole sequences; their number does not change the result
+    report    : function (dict) called after each step, for progress
+    returns   : weights, curve (list of dicts: step, tokens, loss, active share, seconds, …)
+    raises    : ValueError if the text is shorter than one sequence, or the state in `directory`
+                is of another model or recipe
     """
-    check_lengths(config, ids, recipe)
-    weights, optimizer, run = begin_or_resume(config, recipe, Path(directory), initial)
-    began = time.perf_counter() - run["seconds"]
-    with ThreadPoolExecutor(workers) as executor, OneBlasThread():
-        while run["step"] < recipe.steps:
-            row = step_once(weights, optimizer, run, config, ids, recipe, executor)
-            row["seconds"] = run["seconds"] = time.perf_counter() - began
-            saves = run["step"] % save_every == 0 or run["step"] == recipe.steps
-            if heldout is not None and saves:
-                loss, shares = heldout_loss(weights, config, heldout, recipe.length)
-                row |= {"heldout_loss": loss, "heldout_active": shares}
-            run["curve"].append(row)
-            if report:
-                report(row)
-            if saves:
-                save_state(directory, weights, optimizer, run)
-    return weights, run["curve"]
-
-
-def step_once(weights, optimizer, run, config, ids, recipe, executor):
-    """One optimizer step, in place; returns the row that it adds to the curve."""
-    step, penalty = run["step"], run["penalty"]
-    parts = {}
-
-    def objective(traced, part):
-        number, sequences = part
-        loss, *parts[number] = loss_and_activity(traced, config, sequences, penalty)
-        return loss
-
-    batch = sample_batch(ids, recipe, step)
-    numbered = list(enumerate(np.split(batch, len(batch) // sequences_per_part(recipe))))
-    _, gradients = mean_value_and_grad(objective, weights, numbered, executor)
-    norm = clip_by_global_norm(gradients, recipe.clip)
-    rate = cosine_schedule(
-        step,
-        total_steps=recipe.steps,
-        warmup_steps=recipe.warmup,
-        peak=recipe.peak,
-        floor=recipe.floor,
+    check_lengths(config, text.ids, recipe)
+    run = begin_or_resume(
+        directory,
+        {"config": asdict(config), "recipe": asdict(recipe)},
+        lambda: random_weights(config, recipe.seed) if initial is None else initial,
+        penalty=0.0 if recipe.active_share is None else 0.2,
     )
-    adamw_step(weights, gradients, optimizer, rate, weight_decay=recipe.weight_decay)
-    losses, shares = zip(*(parts[number] for number, _ in numbered), strict=True)
-    active = float(np.mean(shares))
-    run["step"] = step + 1
-    run["penalty"] = next_penalty(penalty, active, recipe.active_share)
-    return {
-        "step": run["step"],
-        "tokens": run["step"] * recipe.batch * recipe.length,
-        "loss": sum(losses) / len(losses),
-        "active": active,
-        "penalty": penalty,
-        "gradient_norm": norm,
-        "learning_rate": rate,
-    }
+
+    def held_out():
+        if text.heldout is None:
+            return {}
+        loss, shares = heldout_loss(run.weights, config, text.heldout, recipe.length)
+        return {"heldout_loss": loss, "heldout_active": shares}
+
+    with ThreadPoolExecutor(workers) as executor:
+        steps = step_gradients(run.weights, run.kept, config, text.ids, recipe, executor)
+        settings = {"save_every": SAVE_EVERY, "report": report, "at_save": held_out}
+        curve = run.train(recipe, steps, **settings)
+    return run.weights, curve
+
+
+def step_gradients(weights, kept, config, ids, recipe, executor):
+    """The function that `loop.descend` asks for what to note of a step, and its gradients.
+
+    kept : dict with "penalty", the weight of the L1 term, which follows the measured share
+    """
+
+    def gradients_of(step):
+        penalty, parts = kept["penalty"], {}
+
+        def objective(traced, part):
+            number, sequences = part
+            loss, *parts[number] = loss_and_activity(traced, config, sequences, penalty)
+            return loss
+
+        batch = sample_batch(ids, recipe, step)
+        numbered = list(enumerate(np.split(batch, len(batch) // sequences_per_part(recipe))))
+        _, gradients = mean_value_and_grad(objective, weights, numbered, executor)
+        losses, shares = zip(*(parts[number] for number, _ in numbered), strict=True)
+        active = float(np.mean(shares))
+        kept["penalty"] = next_penalty(penalty, active, recipe.active_share)
+        noted = {"tokens": (step + 1) * recipe.batch * recipe.length}
+        noted |= {"loss": sum(losses) / len(losses), "active": active, "penalty": penalty}
+        return noted, gradients
+
+    return gradients_of
 
 
 def sequences_per_part(recipe):
@@ -253,34 +221,10 @@ def heldout_loss(weights, config, ids, length):
     """
     starts = range(0, len(ids) - length, length)
     losses, shares = [], []
-    for start in starts:
-        window = ids[None, start : start + length + 1].astype(np.int64)
-        _, cross_entropy, active = loss_and_activity(weights, config, window, 0.0)
-        losses.append(cross_entropy)
-        shares.append(active)
+    with OneBlasThread():
+        for start in starts:
+            window = ids[None, start : start + length + 1].astype(np.int64)
+            _, cross_entropy, active = loss_and_activity(weights, config, window, 0.0)
+            losses.append(cross_entropy)
+            shares.append(active)
     return sum(losses) / len(losses), np.mean(shares, axis=0).tolist()
-
-
-def begin_or_resume(config, recipe, directory, initial=None):
-    """The initial (or random) weights and a new optimizer, or those of an interrupted run.
-
-    raises: ValueError if that run had another config or recipe
-    """
-    description = {"config": json.loads(json.dumps(asdict(config))), "recipe": asdict(recipe)}
-    saved = load_state(directory)
-    if saved is None:
-        weights = random_weights(config, recipe.seed) if initial is None else initial
-        penalty = 0.0 if recipe.active_share is None else 0.2
-        run = {"step": 0, "seconds": 0.0, "penalty": penalty, "curve": [], **description}
-        return weights, adamw_init(weights), run
-    weights, optimizer, run = saved
-    for part in ("config", "recipe"):
-        differ = [k for k, v in description[part].items() if run[part].get(k) != v]
-        if differ:
-            raise ValueError(
-                f"{directory} holds a run whose {part} differs in {', '.join(differ)}; "
-                "resume it with its own settings, or train into another directory."
-            )
-    # In the order of computation again: the gradient's norm is a sum in this order.
-    weights = {name: weights[name] for name in weight_shapes(config)}
-    return weights, optimizer, run

@@ -13,7 +13,7 @@ from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
 from tinyflash.ops import dense
-from tinyflash.training.language_model import Recipe, check_lengths, train
+from tinyflash.training.language_model import Recipe, Text, check_lengths, train
 from tinyflash.training.run_files import STATE
 from tinyflash.training.vocabulary import (
     encode_documents,
@@ -66,11 +66,10 @@ def train_lm(options, report):
         write_tokenizer(tokenizer, config.context, state)
         weights, curve = train(
             config,
-            ids,
+            Text(ids, heldout_ids),
             recipe,
             state,
             initial=initial,
-            heldout=heldout_ids,
             workers=options.workers,
             report=lambda row: report(
                 row["step"], recipe.steps, loss=row["loss"], active=row["active"]

@@ -13,8 +13,9 @@ import numpy as np
 from tinyflash.flash.predictor import Predictor, sigmoid
 from tinyflash.low_rank import truncated_svd
 from tinyflash.matrices.half import HalfMatrix
-from tinyflash.training.optimizers import adamw_init, adamw_step, cosine_schedule
-from tinyflash.workers import WORKERS, OneBlasThread
+from tinyflash.training import loop
+from tinyflash.training.optimizers import adamw_init
+from tinyflash.workers import WORKERS
 
 SAMPLE = 1024  # tokens on which the first guess is compared with the truth
 PROBIT = 1.702  # sigmoid(1.702 z) is Φ(z), to within 0.01
@@ -170,23 +171,26 @@ def descend(factors, recorded, share, recipe, rng):
     batch = max(1, min(recipe.batch, len(recorded) // 16))
     steps = len(recorded) // batch  # of an epoch
     total, peak = recipe.epochs * steps, recipe.rate * float(rms(factors["up"]))
-    optimizer = adamw_init(factors)
-    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
+    warmup = min(max(1, total // 20), total - 1)
+    going_down = loop.Recipe(
+        total, batch, peak, floor=peak / 20, warmup=warmup, weight_decay=0.0, clip=None
+    )
+    order = None
+    with ThreadPoolExecutor(WORKERS) as executor:
 
-        def gradients_of(tokens):
+        def of_tokens(tokens):
             return loss_gradients(factors, *recorded.batch(tokens), share)
 
-        for step in range(total):
+        def gradients_of(step):
+            nonlocal order
             if step % steps == 0:
                 order = rng.permutation(len(recorded))
             tokens = order[step % steps * batch :][:batch]
-            parts = list(executor.map(gradients_of, np.array_split(tokens, WORKERS)))
-            gradients = {name: sum(part[name] for part in parts) / WORKERS for name in factors}
-            warmup = min(max(1, total // 20), total - 1)
-            rate = cosine_schedule(
-                step, total_steps=total, warmup_steps=warmup, peak=peak, floor=peak / 20
-            )
-            adamw_step(factors, gradients, optimizer, rate, weight_decay=0.0)
+            parts = list(executor.map(of_tokens, np.array_split(tokens, WORKERS)))
+            return {}, {name: sum(part[name] for part in parts) / WORKERS for name in factors}
+
+        for _ in loop.descend(factors, adamw_init(factors), going_down, gradients_of):
+            pass
 
 
 def choose_threshold(predictor, recorded, false_negatives):

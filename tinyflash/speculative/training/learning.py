@@ -8,7 +8,6 @@ own continuation it is the paper's distillation at temperature 0 (Recurrent draf
 2403.09919, §3.5 and 4.3.3). Gradients flow through the recurrent state of all N steps.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -17,40 +16,28 @@ import numpy as np
 from tinyflash.ops import log_softmax
 from tinyflash.speculative.drafter_files import weight_shapes
 from tinyflash.speculative.redrafter import next_logits, next_state
-from tinyflash.training.optimizers import (
-    adamw_init,
-    adamw_step,
-    clip_by_global_norm,
-    cosine_schedule,
-)
-from tinyflash.training.run_files import load_state, save_state
+from tinyflash.training import loop
+from tinyflash.training.loop import begin_or_resume
 from tinyflash.training.tape import mean_value_and_grad
 from tinyflash.workers import WORKERS, OneBlasThread
 
 PART = 128  # examples that a worker computes together: N times as many logits stay in the cache
+SAVE_EVERY = 200  # steps
 BEST = 5  # accuracy is counted among so many first choices
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train; the same recipe and examples give the same weights, bit for bit.
+class Recipe(loop.Recipe):
+    """How to train a drafter; see `loop.Recipe`.
 
-    steps        : optimizer steps in all
-    batch        : examples a step
-    peak         : learning rate after a warm-up of a tenth of the steps; it falls to a hundredth
-    offsets      : N, how many tokens ahead it learns to draft
-    weight_decay : of matrices
-    clip         : largest global norm of a gradient
-    seed         : of the initial weights and of the batches
+    offsets : N, how many tokens ahead it learns to draft
     """
 
-    steps: int
     batch: int = 256
     peak: float = 3e-3
-    offsets: int = 5
     weight_decay: float = 0.01
-    clip: float = 5.0
-    seed: int = 0
+    clip: float | None = 5.0
+    offsets: int = 5
 
 
 def random_weights(config, seed, embedding_size):
@@ -109,7 +96,7 @@ def sample_batch(examples, recipe, step):
     return examples.hidden[chosen].astype(np.float32), examples.tokens[chosen].astype(np.int64)
 
 
-def train(config, examples, embed, recipe, directory, *, initial, save_every=200, report=None):
+def train(config, examples, embed, recipe, directory, *, initial, report=None):
     """Train a drafter, or go on where an interrupted run in `directory` stopped.
 
     config    : DrafterConfig
@@ -118,61 +105,27 @@ def train(config, examples, embed, recipe, directory, *, initial, save_every=200
     directory : where the state of the run is kept; written whole or not at all
     initial   : weights to begin with; they are written over
     report    : function (dict) called after each step, for progress
-    returns   : weights, curve (list of dicts: step, loss, learning rate, seconds)
+    returns   : weights, curve (list of dicts: step, loss, learning rate, seconds, …)
     raises    : ValueError if the state in `directory` is of another drafter or recipe
     """
-    weights, optimizer, run = begin_or_resume(config, recipe, directory, initial)
+    description = {"drafter": asdict(config), "recipe": asdict(recipe)}
+    run = begin_or_resume(directory, description, lambda: initial)
     equal = max(n for n in range(1, PART + 1) if recipe.batch % n == 0)
 
     def loss_of(traced, part):
         return draft_loss(config, traced, embed, *part)
 
-    began = time.perf_counter() - run["seconds"]
-    with ThreadPoolExecutor(WORKERS) as executor, OneBlasThread():
-        for step in range(run["step"], recipe.steps):
+    with ThreadPoolExecutor(WORKERS) as executor:
+
+        def gradients_of(step):
             hidden, tokens = sample_batch(examples, recipe, step)
             count = recipe.batch // equal
             parts = list(zip(np.split(hidden, count), np.split(tokens, count), strict=True))
-            loss, gradients = mean_value_and_grad(loss_of, weights, parts, executor)
-            clip_by_global_norm(gradients, recipe.clip)
-            rate = cosine_schedule(
-                step,
-                total_steps=recipe.steps,
-                warmup_steps=recipe.steps // 10,
-                peak=recipe.peak,
-                floor=recipe.peak / 100,
-            )
-            adamw_step(weights, gradients, optimizer, rate, weight_decay=recipe.weight_decay)
-            run["step"], run["seconds"] = step + 1, time.perf_counter() - began
-            row = {"step": step + 1, "loss": loss, "learning_rate": rate}
-            run["curve"].append(row | {"seconds": run["seconds"]})
-            if report:
-                report(row)
-            if run["step"] % save_every == 0 or run["step"] == recipe.steps:
-                save_state(directory, weights, optimizer, run)
-    return weights, run["curve"]
+            loss, gradients = mean_value_and_grad(loss_of, run.weights, parts, executor)
+            return {"loss": loss}, gradients
 
-
-def begin_or_resume(config, recipe, directory, initial):
-    """The initial weights and a new optimizer, or those of an interrupted run.
-
-    raises: ValueError if that run had another drafter or recipe
-    """
-    description = {"drafter": asdict(config), "recipe": asdict(recipe)}
-    saved = load_state(directory)
-    if saved is None:
-        run = {"step": 0, "seconds": 0.0, "curve": [], **description}
-        return initial, adamw_init(initial), run
-    weights, optimizer, run = saved
-    for part, wanted in description.items():
-        differ = [name for name, value in wanted.items() if run.get(part, {}).get(name) != value]
-        if differ:
-            raise ValueError(
-                f"{directory} holds a run whose {part} differs in {', '.join(differ)}; resume it "
-                "with its own settings, or delete it."
-            )
-    # In the order of computation again: the gradient's norm is a sum in this order.
-    return {name: weights[name] for name in weight_shapes(config)}, optimizer, run
+        curve = run.train(recipe, gradients_of, save_every=SAVE_EVERY, report=report)
+    return run.weights, curve
 
 
 def ranks(config, weights, embed, examples):
