@@ -4,6 +4,7 @@ Every run draws other directories; TINYFLASH_SEED=... repeats one. What tinyflas
 one of the refusals below: then it reads nothing wrong.
 """
 
+import inspect
 import json
 import os
 import random
@@ -12,8 +13,10 @@ import secrets
 import warnings
 
 import pytest
+from test_chat_template import MESSAGES, WRITTEN, rendered
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tinyflash.checkpoint.backends import LLAMA3_PIECES, QWEN2_PIECES
 from tinyflash.tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.live
@@ -198,3 +201,20 @@ def test_a_directory_means_what_it_means_to_transformers(number, tmp_path, trans
     assert ours.render_chat(messages, add_generation_prompt=False) == rendered, again
     assert ours.eos_ids == ((theirs.eos_token_id,) if theirs.eos_token else ()), again
     assert ours.bos_id == theirs.bos_token_id, again
+
+
+@pytest.mark.parametrize("template", WRITTEN)
+def test_a_template_says_what_it_says_to_transformers(template, transformers):
+    render = transformers.utils.chat_template_utils.render_jinja_template
+    theirs, _ = render([MESSAGES], chat_template=template, add_generation_prompt=True)
+    assert rendered(template, tools=None, documents=None) == theirs[0]
+
+
+def test_llama3_and_qwen2_cut_as_in_transformers(transformers):
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    llama3 = inspect.signature(TikTokenConverter).parameters
+    assert llama3["pattern"].default == LLAMA3_PIECES
+    qwen2 = transformers.Qwen2Tokenizer(vocab={"<|endoftext|>": 0}, merges=[])
+    pieces = json.loads(qwen2.backend_tokenizer.to_str())["pre_tokenizer"]["pretokenizers"]
+    assert pieces[0]["pattern"]["Regex"] == QWEN2_PIECES

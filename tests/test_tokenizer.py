@@ -497,7 +497,7 @@ def test_smollm2_encodes_as_its_published_tokenizer():
     from tinyflash.checkpoint.sources import find_smollm2
 
     tokenizer = tokenizer_of(open_gguf(find_smollm2()))
-    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (1, (2,), 49152)
+    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (1, (2, 0), 49152)
     assert tokenizer.encode("  5") == [256, 37]
     assert tokenizer.encode("   7 apples") == [333, 39, 13855]
     assert tokenizer.encode("a  12") == [81, 256, 33, 34]

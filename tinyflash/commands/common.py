@@ -14,7 +14,8 @@ from tinyflash.flash.store.directory import is_store
 
 def open_model(source, **settings):
     """Load a model, saying so while it lasts and what is kept in DRAM afterwards."""
-    model = tinyflash.load(source, **settings, progress=terminal.progress)
+    with warnings_as_notes():
+        model = tinyflash.load(source, **settings, progress=terminal.progress)
     if model.flash:
         refuse_idle_window(model.flash, settings.get("k"))
     if model.flash and not is_store(Path(source).expanduser()):
