@@ -46,7 +46,8 @@ def own_directory(path: Path, ours: Callable[[Path], bool], what: str) -> Iterat
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         if handle is not None:
-            os.close(handle)  # and with it the lock
+            with suppress(OSError):
+                os.close(handle)  # and with it the lock
 
 
 def made_and_locked(path: Path, what: str) -> int | None:
@@ -64,7 +65,7 @@ def made_and_locked(path: Path, what: str) -> int | None:
     handle = opened(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.lstat(path)):
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):  # nobody has moved it since
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tinyflash.checks import is_number
-from tinyflash.files import json_object
+from tinyflash.files import read_json
 from tinyflash.settings import Sampling
 
 # Our settings by the names that the file has for them.
@@ -173,7 +173,7 @@ def without_nulls(file):
     """A JSON dictionary without the names whose value is null; empty if there is no such file."""
     if not file.is_file():
         return {}
-    said = json_object(file.read_bytes(), file)
+    said = read_json(file)
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinyflash.files import NO_LINKS, PLAINLY, naming
+from tinyflash.streams import note
 
 try:
     import fcntl
@@ -82,11 +82,12 @@ def one_at_a_time(path: Path, what: str) -> Iterator[None]:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINKS | PLAINLY, 0o600)
     try:
         if not take(handle):
-            print(f"Another process is {what}; waiting for it.", file=sys.stderr, flush=True)
+            note(f"Another process is {what}; waiting for it.")
             wait(handle)
         yield
     finally:
-        os.close(handle)  # and with it the lock
+        with suppress(OSError):
+            os.close(handle)  # and with it the lock
 
 
 def take(handle: int) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from tinyflash.checkpoint.cache import cache_directory, private_directory
@@ -25,7 +26,7 @@ def state_of(file: str | Path | int) -> list[int]:
     file  : a path, or the descriptor of an open file
     raises: OSError, one sentence, if there is no such file
     """
-    with naming(file):
+    with naming(file) if not isinstance(file, int) else nullcontext():
         status = os.stat(file)
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 

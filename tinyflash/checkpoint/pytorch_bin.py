@@ -18,7 +18,7 @@ import numpy as np
 from tinyflash.checkpoint.entries import NUMPY_DTYPES, Entry, refuse_lfs_pointer
 from tinyflash.checkpoint.mapped import mapped_array
 from tinyflash.checkpoint.tensor_pickle import StoredTensor, tensors_by_name
-from tinyflash.files import printable
+from tinyflash.files import naming, printable
 
 MAX_PICKLE_BYTES = 16_000_000  # a tensor takes about 150
 RESAVE = "re-save it with torch.save(torch.load(old, map_location='cpu', weights_only=True), new)"
@@ -65,7 +65,7 @@ def pytorch_entries(path: Path) -> dict[str, Entry]:
 
 def _mapped_records(path: Path) -> dict[str, np.ndarray]:
     """Bytes of the zip's members by name, as slices of the mapped file."""
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         start = file.read(8)
         if not start.startswith(b"PK\x03\x04"):
             refuse_lfs_pointer(path, start)

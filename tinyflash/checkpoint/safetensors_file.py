@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,7 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import NUMPY_DTYPES, Entry, are_sizes, refuse_lfs_pointer
 from tinyflash.checkpoint.mapped import mapped_array
-from tinyflash.files import json_object, printable
+from tinyflash.files import json_object, naming, printable
 
 SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -41,8 +42,8 @@ def safetensors_entries(path: Path) -> dict[str, Entry]:
 
     raises: ValueError if the file is truncated, damaged or not a safetensors file
     """
-    file_size = path.stat().st_size
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
+        file_size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         header_length = int.from_bytes(start, "little")
         if len(start) < 8 or header_length > min(MAX_HEADER_BYTES, file_size - 8):

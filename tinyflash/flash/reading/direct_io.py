@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from tinyflash.files import naming
 from tinyflash.streams import note
 
 try:
@@ -58,6 +59,11 @@ def open_direct(path):
     returns: the file descriptor
     raises : FileNotFoundError or another OSError if the file cannot be opened
     """
+    with naming(path):
+        return _opened(path)
+
+
+def _opened(path):
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a directory, and a file is read here.")
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)

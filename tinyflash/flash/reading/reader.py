@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyflash.checkpoint.noted import state_of, was_written
+from tinyflash.files import naming
 from tinyflash.flash.counters import ReadCounters
 from tinyflash.flash.reading.by_queue import ByQueue
 from tinyflash.flash.reading.by_threads import ByThreads
@@ -166,7 +167,7 @@ class FlashReader:
             self._refuse_impossible(begins, ends)
             reads = plan(begins, ends, places, out.ctypes.data)
             self.unfinished = True
-            with self.reading:
+            with self.reading, naming(self.path):
                 sizes = self._read(reads, out.reshape(-1))
             self.unfinished = False
             if was_written(self.path, self.opened_as, state_of(self.descriptor)):

@@ -21,7 +21,7 @@ from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.config import ModelConfig, weight_shapes
 from tinyflash.families import read_config
-from tinyflash.files import digest, read_json
+from tinyflash.files import digest, naming, read_json
 from tinyflash.flash.store.bundles import (
     NUMPY_NAMES,
     ffn_layout,
@@ -117,7 +117,7 @@ def open_store(path):
     config = read_config(hf_config)
     dtype, bundling, parts = manifest["dtype"], manifest["bundling"], parts_of(config)
     expected = ffn_layout(config, bundling, dtype)
-    with open(path / FFN, "rb") as file:
+    with naming(path / FFN), open(path / FFN, "rb") as file:
         if file.read(len(expected.header)) != expected.header:
             raise ValueError(
                 f"{path / FFN} is damaged: its header is not that of the feed-forward which "

@@ -60,7 +60,8 @@ def whole_or_nothing(out, names, nbytes):
             raise
     finally:
         if handle is not None:
-            os.close(handle)  # and with it the lock
+            with suppress(OSError):
+                os.close(handle)  # and with it the lock
 
 
 def undo(part, out, handle, names):
@@ -97,8 +98,8 @@ def locked(part, out):
             handle = opened(part)
             with naming(part, "locked"):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between our mkdir and our lock the directory may have become somebody's `out`.
-            if not os.path.samestat(os.fstat(handle), os.lstat(part)):
+                same = os.path.samestat(os.fstat(handle), os.lstat(part))
+            if not same:  # between our mkdir and our lock it has become somebody's `out`
                 raise FileNotFoundError
         if os.path.lexists(out):
             part.rmdir()

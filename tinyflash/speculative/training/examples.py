@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tinyflash.checkpoint.mapped import files_behind, refuse_changed
+from tinyflash.checkpoint.mapped import files_behind, mapped_array, refuse_changed
+from tinyflash.files import naming
 from tinyflash.transformer import forward
 from tinyflash.workers import WORKERS, OneBlasThread
 
@@ -191,7 +192,7 @@ def record_examples(directory, weights, config, windows, offsets, distill, repor
     if done < len(windows):
         done -= done % size  # a batch is computed whole: BLAS may round another size otherwise
         for name, nbytes in row_bytes.items():
-            with open(paths[name], "ab") as file:
+            with naming(paths[name], "written"), open(paths[name], "ab") as file:
                 file.truncate(done * T * nbytes)
 
     def compute(start):
@@ -208,9 +209,10 @@ def record_examples(directory, weights, config, windows, offsets, distill, repor
             if report:
                 report(done * T, len(windows) * T)
     n = len(windows) * T
+    hidden, tokens = (mapped_array(paths[name]) for name in (HIDDEN, TOKENS))
     return Examples(
-        np.memmap(paths[HIDDEN], dtype=np.float16, mode="r", shape=(n, config.width)),
-        np.memmap(paths[TOKENS], dtype=np.int32, mode="r", shape=(n, offsets + 1)),
+        hidden.view(np.float16).reshape(n, config.width),
+        tokens.view(np.int32).reshape(n, offsets + 1),
     )
 
 
@@ -221,7 +223,7 @@ def written(path):
 
 def append(path, arrays):
     """Write arrays behind what a file has, and have them reach the disk."""
-    with open(path, "ab") as file:
+    with naming(path, "written"), open(path, "ab") as file:
         for array in arrays:
             file.write(array.tobytes())
         file.flush()

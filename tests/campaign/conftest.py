@@ -1,0 +1,6 @@
+"""Lets the campaigns use the helpers of the tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
