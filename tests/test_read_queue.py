@@ -102,7 +102,7 @@ def test_many_reads_take_few_calls(queued, data, monkeypatch):
 
 
 def test_what_came_short_or_failed_is_read_again(queued, data, monkeypatch):
-    real = queued.by_queue.queue.read
+    real = queued.queue.read
 
     def poorly(descriptor, addresses, *rest):
         results = real(descriptor, addresses, *rest)
@@ -110,14 +110,14 @@ def test_what_came_short_or_failed_is_read_again(queued, data, monkeypatch):
         results[1::3] = -errno.EIO
         return results
 
-    monkeypatch.setattr(queued.by_queue.queue, "read", poorly)
+    monkeypatch.setattr(queued.queue, "read", poorly)
     counted = read_some(queued, data)
     assert counted.bytes_read > 200 * BLOCK  # the short ones brought something, too
 
 
 def test_an_error_that_stays_is_told(queued, data, monkeypatch):
-    real = queued.by_queue.queue.read
-    monkeypatch.setattr(queued.by_queue.queue, "read", lambda *a: real(*a) * 0 - errno.EIO)
+    real = queued.queue.read
+    monkeypatch.setattr(queued.queue, "read", lambda *a: real(*a) * 0 - errno.EIO)
     with mock.patch.object(os, "preadv", side_effect=OSError(errno.EIO, "Input/output error")):
         with pytest.raises(OSError, match="cannot read at byte 0: Input/output error"):
             read_some(queued, data, rows=BLOCKS)
@@ -131,7 +131,7 @@ def test_an_interruption_before_a_call_is_counted_harms_nothing(
     queued, data, monkeypatch, call, nth
 ):
     """Linux took reads, or told of some, and Ctrl-C came before our next line."""
-    queue, real, calls = queued.by_queue.queue, read_queue.system_call, []
+    queue, real, calls = queued.queue, read_queue.system_call, []
 
     def interrupted(number, *arguments):
         result = real(number, *arguments)
@@ -149,13 +149,13 @@ def test_an_interruption_before_a_call_is_counted_harms_nothing(
         queue.read(queued.descriptor, *[np.array([0])] * 4)
     for seed in range(3):
         read_some(queued, data, seed)
-    assert queued.by_queue.queue is not queue
+    assert queued.queue is not queue
 
 
 def test_memory_is_kept_until_linux_has_written_there(path, queued, monkeypatch):
     """Even if the queue could not be closed, and nobody else has the memory any more."""
     opened, gone = FlashReader(path, queue=open_queue()), []
-    context = opened.by_queue.queue.context
+    context = opened.queue.context
 
     def interrupted(self, results, enough):
         raise KeyboardInterrupt

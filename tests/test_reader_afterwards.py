@@ -115,7 +115,7 @@ def test_a_child_leaves_the_parents_queue_alone(path):
     with FlashReader(path, queue=open_queue()) as opened:
         if opened.by_queue is None:
             pytest.skip("this system has no queue of direct reads")
-        parents = opened.by_queue.queue
+        parents = opened.queue
 
         def child():
             first = right(opened)
@@ -124,7 +124,7 @@ def test_a_child_leaves_the_parents_queue_alone(path):
             return first, right(opened), opened.by_queue is not None
 
         assert in_a_child(child) == "(True, True, True)"
-        assert right(opened) and opened.by_queue.queue is parents
+        assert right(opened) and opened.queue is parents
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -154,7 +154,7 @@ def test_a_reader_that_nobody_has_lets_go_of_everything(path):
     gc.collect()
     before = used()
     readers = [FlashReader(path, queue=open_queue()) for _ in range(20)]
-    contexts = [opened.by_queue.queue.context for opened in readers if opened.by_queue]
+    contexts = [opened.queue.context for opened in readers if opened.by_queue]
     assert all(right(opened) for opened in readers)
     assert used() >= before + 20
     del readers

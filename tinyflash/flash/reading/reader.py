@@ -80,6 +80,11 @@ class FlashReader:
         self.reading = threading.Lock()  # held while reads are under way, see `pause_reads`
         READERS.add(self)
 
+    @property
+    def queue(self):
+        """The ReadQueue that takes the reads, or None where threads do all of it."""
+        return self.by_queue and self.by_queue.queue
+
     def __enter__(self):
         return self
 
