@@ -1,6 +1,8 @@
 """Tokenizers: the published layouts, GGUF's, streaming, and chat templates."""
 
 import json
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,6 +175,20 @@ def test_directories_without_a_tokenizer_that_we_can_read(tmp_path):
     (tmp_path / "generation_config.json").write_text("{eos}")
     with pytest.raises(ValueError, match=r"generation_config\.json: damaged JSON"):
         open_tokenizer(tmp_path)
+
+
+def test_without_the_package_a_model_reads_token_ids():
+    program = (
+        "import sys, warnings; sys.modules['tokenizers'] = None\n"
+        "import tinyflash\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        "    model = tinyflash.load('default')\n"
+        "assert 'package tokenizers is missing' in str(said[-1].message)\n"
+        "print(model.logits([2, 5]).shape[0], model.tokenizer)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("2 None\n", "")
 
 
 # ---- streaming

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tinyflash.tokenizer import open_tokenizer
+from tinyflash.training.vocabulary import encode_documents
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256, of which ids are 0 to 255
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "1 2", "Ġ 1", "Ċ Ċ", ") Ċ", "' L", "'L L"]
@@ -321,6 +322,8 @@ def test_panics_of_the_native_library_are_refusals(tmp_path, capfd):
     with pytest.raises(ValueError, match="tokenizer fails on the text .*Regex"):
         tokenizer.encode("a" * 60 + "!")
     assert tokenizer.encode("h") == [71]  # and works on
+    with pytest.raises(ValueError, match="tokenizer fails on the text .*Regex"):
+        encode_documents(tokenizer.backend, "a" * 60 + "!")
     whole["model"]["continuing_subword_prefix"] = "4.0"
     write_json(tmp_path / "tokenizer.json", whole)
     with pytest.raises(ValueError, match=r"tokenizer\.json: the tokenizer cannot be read"):

@@ -1,12 +1,11 @@
 """Text to token ids and back: a thin face over the `tokenizers` package."""
 
 import re
+import warnings
 
 from tinyflash import files
 from tinyflash.chat_template import default_template, render
-from tinyflash.checkpoint.backends import native
-from tinyflash.checkpoint.gguf_tokenizer import words_of_gguf
-from tinyflash.checkpoint.tokenizer_files import words_of_directory
+from tinyflash.native import native
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -182,14 +181,27 @@ class DecodeStream:
 def tokenizer_of(checkpoint):
     """The tokenizer that came with a checkpoint, or None where there is none.
 
+    Where the package `tokenizers` is missing, as in a browser, a warning says so.
+
     raises: ValueError for one that is damaged or of a kind that we do not have
     """
-    if checkpoint.path.is_file():
-        return tokenizer_from(words_of_gguf(checkpoint))
     try:
-        return open_tokenizer(checkpoint.path)
+        if not checkpoint.path.is_file():
+            return open_tokenizer(checkpoint.path)
+        # here and not above, because it imports the `tokenizers` package
+        from tinyflash.checkpoint.gguf_tokenizer import words_of_gguf
+
+        return tokenizer_from(words_of_gguf(checkpoint))
     except FileNotFoundError:
         return None
+    except ModuleNotFoundError as error:
+        if error.name != "tokenizers":
+            raise
+    warnings.warn(
+        f"{checkpoint.path} reads token ids only, because the package tokenizers is missing.",
+        stacklevel=2,
+    )
+    return None
 
 
 def open_tokenizer(directory):
@@ -200,6 +212,9 @@ def open_tokenizer(directory):
     raises   : FileNotFoundError if it holds none of them; ValueError if a file is damaged, two
                disagree, or there is only a sentencepiece model
     """
+    # here and not above, because it imports the `tokenizers` package
+    from tinyflash.checkpoint.tokenizer_files import words_of_directory
+
     return tokenizer_from(words_of_directory(directory))
 
 

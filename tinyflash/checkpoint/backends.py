@@ -7,8 +7,7 @@ among them. WordPiece takes the longest word of the vocabulary that a piece begi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import (
@@ -41,22 +40,6 @@ class Words:
     chat_template: str | dict[str, str] | None
     named: dict[str, str]
     tidy: bool = False
-
-
-@contextmanager
-def native(sentence: str) -> Iterator[None]:
-    """What the `tokenizers` package raises in this block becomes a ValueError of one sentence.
-
-    It raises bare Exceptions; and its panics are no Exceptions at all.
-
-    sentence: with a `{}` for what it says
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, OSError):
-        raise
-    except BaseException as error:
-        raise ValueError(sentence.format(" ".join(str(error).split())[:300])) from None
 
 
 # ---- how byte-level BPE cuts a text into pieces

@@ -8,12 +8,12 @@ from tinyflash.checkpoint.backends import (
     byte_level_bpe,
     gpt2_pieces,
     llama3_pieces,
-    native,
     put_around,
     qwen2_pieces,
     sentencepiece_bpe,
     smollm_pieces,
 )
+from tinyflash.native import native
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from tinyflash import files
 from tinyflash.chat_template import templates_of
-from tinyflash.checkpoint.backends import Words, native, put_around
+from tinyflash.checkpoint.backends import Words, put_around
 from tinyflash.checkpoint.tokenizer_kinds import (
     MERGED,
     NAMES,
@@ -27,6 +27,7 @@ from tinyflash.checkpoint.tokenizer_kinds import (
     tokenizer_of_words,
     whole_tokenizer,
 )
+from tinyflash.native import native
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")  # of a token

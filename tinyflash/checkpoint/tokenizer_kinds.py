@@ -16,11 +16,11 @@ from tokenizers import models, normalizers, pre_tokenizers
 from tinyflash.checkpoint.backends import (
     byte_level_bpe,
     gpt2_pieces,
-    native,
     qwen2_pieces,
     wordpiece,
 )
 from tinyflash.files import printable, read_bytes, read_text
+from tinyflash.native import native
 
 END = "<|endoftext|>"
 BERT = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
@@ -92,8 +92,12 @@ def names_of_kind(kind: str | None, tokenizer_json: Path) -> dict[str, str]:
     return NAMES.get(kind, {})
 
 
-def whole_tokenizer(path: Path, kind: str | None, settings: dict) -> Backend:
-    """The tokenizer of a tokenizer.json, with what tokenizer_config.json says of its pieces."""
+def whole_tokenizer(path: Path, kind: str | None = None, settings: dict | None = None) -> Backend:
+    """The tokenizer of a tokenizer.json, with what tokenizer_config.json says of its pieces.
+
+    raises: OSError or ValueError, one sentence that names the file
+    """
+    settings = settings or {}
     text = read_text(path)
     with native(f"{path}: the tokenizer cannot be read ({{}})."):
         backend = Backend.from_str(text)

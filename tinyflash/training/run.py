@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from tinyflash.checkpoint.opening import open_checkpoint
+from tinyflash.checkpoint.tokenizer_kinds import whole_tokenizer
 from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
@@ -51,7 +51,7 @@ def train_lm(options, report):
     with own_directory(state, is_state, WHAT):
         tokenizer_file = (start or state) / "tokenizer.json"
         if start or tokenizer_file.exists():
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            tokenizer = whole_tokenizer(tokenizer_file)
         else:
             tokenizer = train_tokenizer(text, config.vocab_size)
         ids = encode_documents(tokenizer, text)

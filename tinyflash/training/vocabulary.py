@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tinyflash.files import write_files
+from tinyflash.native import native
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 END_OF_DOCUMENT = "</s>"
@@ -83,10 +84,12 @@ def encode_documents(tokenizer, text):
 
     tokenizer: a tokenizers.Tokenizer made by `train_tokenizer`
     returns  : uint16 or uint32 (N,)
+    raises   : ValueError if the tokenizer fails on the text
     """
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     documents = [part for part in text.split(DOCUMENT_BREAK) if part.strip()]
-    encoded = tokenizer.encode_batch_fast(documents)
+    with native("This model's tokenizer fails on the text ({}); take another copy of it."):
+        encoded = tokenizer.encode_batch_fast(documents)
     if not encoded:
         return np.empty(0, dtype=dtype)
     return np.concatenate([np.array(document.ids, dtype=dtype) for document in encoded])

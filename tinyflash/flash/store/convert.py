@@ -8,7 +8,6 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import FLOAT_DTYPES, Checkpoint
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
-from tinyflash.checkpoint.gguf_tokenizer import words_of_gguf
 from tinyflash.checkpoint.mapped import files_behind, let_go, refuse_changed
 from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
@@ -201,6 +200,9 @@ def small_files(checkpoint):
     """What stands beside the weights of a model, as dict file name -> bytes."""
     if checkpoint.path.is_dir():
         return {file.name: read_bytes(file) for file in small_paths(checkpoint.path)}
+    # here and not above, because it imports the `tokenizers` package
+    from tinyflash.checkpoint.gguf_tokenizer import words_of_gguf
+
     words = words_of_gguf(checkpoint)
     settings = dict(words.named)
     if words.chat_template is not None:
