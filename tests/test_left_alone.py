@@ -16,6 +16,7 @@ from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.training import run as predictor_run
 from tinyflash.flash.training import run_state
+from tinyflash.training.run_files import forget
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_forgetting_a_run_deletes_its_own_files_only(place, capsys):
     (state / "run.json").write_text("{}")
     for name in ("layer.0.safetensors", "stream.safetensors", "layer.notes", "layer.x.safetensors"):
         (state / name).write_text("mine")
-    run_state.forget(state)
+    forget(state, run_state.state_files(1))
     assert {path.name for path in state.iterdir()} == {"layer.notes", "layer.x.safetensors"}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyflash.generate import PREFILL
+from tinyflash.kv_cache import PREFILL
 from tinyflash.ops import log_softmax, softmax
 
 MASK = "[MASK]"  # what stands in a text for a word that an encoder is to fill in

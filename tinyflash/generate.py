@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from tinyflash.flash.counters import TokenCounters
+from tinyflash.kv_cache import PREFILL
 from tinyflash.sampling import draw, next_distribution
 from tinyflash.settings import Sampling, whole
 from tinyflash.speculative.counts import StepCounts
@@ -19,8 +20,6 @@ from tinyflash.speculative.verify import verify
 from tinyflash.stopping import StopStrings, stop_strings, stop_tokens
 from tinyflash.token_ids import token_ids
 from tinyflash.transformer import no_tap
-
-PREFILL = 256  # tokens of a prompt computed at once: bounds the (H, T, S) scores
 
 
 def greedy(model, ids, new_tokens):

@@ -5,6 +5,8 @@ import numpy as np
 from tinyflash.matrices.half import decode
 from tinyflash.workers import pool
 
+PREFILL = 256  # tokens of a text computed at once: bounds the (H, T, S) scores
+
 
 class KVCache:
     """One growing buffer of keys and one of values per layer.

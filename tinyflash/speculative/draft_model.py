@@ -12,13 +12,11 @@ both have; q is 0 for the others.
 import numpy as np
 
 from tinyflash.checks import is_count
-from tinyflash.kv_cache import common_length
+from tinyflash.kv_cache import PREFILL, common_length
 from tinyflash.sampling import distribution, draw
 from tinyflash.speculative.drafter import Drafter
 from tinyflash.speculative.tree import chain
 from tinyflash.turns import Turn
-
-PREFILL = 256  # tokens computed at once: bounds the (H, T, S) scores
 
 
 class DraftModel(Drafter):

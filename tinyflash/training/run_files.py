@@ -48,3 +48,9 @@ def load_state(directory):
         parts[part][name] = array
     optimizer = {"step": run["step"]} | {moment: parts[moment] for moment in MOMENTS}
     return parts["weights"], optimizer, run
+
+
+def forget(directory, names):
+    """Delete the state of a run that is finished, by the names of its files; others stay."""
+    for name in names:
+        (directory / name).unlink(missing_ok=True)

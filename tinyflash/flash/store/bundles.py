@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 4096  # bytes; what O_DIRECT reads are aligned to
+from tinyflash.flash.reading.direct_io import BLOCK
+
 BUNDLINGS = ("row-column", "plain")
 SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 NUMPY_NAMES = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}

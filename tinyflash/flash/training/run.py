@@ -41,9 +41,10 @@ from tinyflash.flash.training.learning import (
     train_predictor_of,
 )
 from tinyflash.flash.training.report import measure
-from tinyflash.flash.training.run_state import begin_or_resume, forget, is_state, save_layer
+from tinyflash.flash.training.run_state import begin_or_resume, is_state, save_layer, state_files
 from tinyflash.ops import activation
 from tinyflash.tokenizer import tokenizer_of
+from tinyflash.training.run_files import forget
 from tinyflash.training.texts import read_texts, split_sequences
 from tinyflash.workers import WORKERS, OneBlasThread
 
@@ -126,7 +127,7 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
         tokens = sum(len(ids) for ids in parts["train"])
         about = {"layers": measured, "text": description["text"], "tokens": tokens}
         store = write_predictors(store, predictors, about)
-        forget(state)
+        forget(state, state_files(store.config.layers))
     return store, store.manifest["predictor"]["layers"]
 
 

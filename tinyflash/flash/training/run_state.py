@@ -9,7 +9,6 @@ They lie in a directory beside the flash directory, `.training` behind its name.
 """
 
 import json
-import re
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,7 +19,6 @@ from tinyflash.flash.predictor import Predictor
 from tinyflash.matrices.half import HalfMatrix
 
 RUN, STREAM = "run.json", "stream.safetensors"
-LAYER = re.compile(r"layer\.\d+\.safetensors")
 
 
 def begin_or_resume(directory, description, sequences):
@@ -90,11 +88,9 @@ def is_state(directory):
     return (directory / RUN).exists()
 
 
-def forget(directory):
-    """Delete the state of a run that is finished; files of others stay."""
-    for file in sorted(directory.iterdir()):
-        if file.name in (RUN, STREAM) or LAYER.fullmatch(file.name):
-            file.unlink()
+def state_files(layers):
+    """The names of all files that such a run keeps, of a model of so many layers."""
+    return [RUN, STREAM, *map(layer_file, range(layers))]
 
 
 def layer_file(i):

@@ -38,7 +38,7 @@ from tinyflash.speculative.training.learning import (
     train,
 )
 from tinyflash.tokenizer import tokenizer_of
-from tinyflash.training.run_files import STATE
+from tinyflash.training.run_files import STATE, forget
 from tinyflash.training.vocabulary import encode_documents
 from tinyflash.weights import load_weights
 
@@ -94,7 +94,7 @@ def train_drafter(options, report):
         refuse_existing(out)
         files = drafter_files(out, DrafterNetwork(config, drafter), "float16")
         write_files({out / REPORT: json.dumps(about) + "\n"} | files, parents=True)
-        forget(state)
+        forget(state, (HIDDEN, TOKENS, STATE, RUN))
     return result
 
 
@@ -234,9 +234,3 @@ def check_run(directory, description):
             f"{directory} holds an unfinished training whose {', '.join(differ)} differ; resume it "
             "with its own settings, or delete it."
         )
-
-
-def forget(directory):
-    """Delete the state of a run that is finished; files of others stay."""
-    for name in (HIDDEN, TOKENS, STATE, RUN):
-        (directory / name).unlink(missing_ok=True)
