@@ -143,7 +143,7 @@ def read_questions(path):
                 and all(isinstance(choice, str) for choice in question["choices"])
                 and question["answer"] in range(len(question["choices"]))
             )
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):  # or nested too deep
             fits = False
         if not fits:
             raise ValueError(

@@ -38,7 +38,7 @@ def load_state(directory):
         with safe_open(path, framework="np") as file:
             run = json.loads(file.metadata()["run"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} cannot be resumed from ({error}); delete it to train from the beginning."
         ) from None
