@@ -432,7 +432,7 @@ def test_a_state_that_is_written_half_is_not_the_state(lesson, capsys, monkeypat
         ({}, {"text": "short"}, "fewer than one training sequence of 17"),
         ({}, {"text": "empty"}, "The text"),
         ({}, {"heldout": "short"}, "short has"),
-        ({}, {"heldout": "empty"}, "empty has 0 tokens"),
+        ({}, {"heldout": "empty"}, "empty has at most 0 tokens"),
         ({"vocab_size": 9000}, {}, "entries"),
         ({"vocab_size": 100}, {}, "vocabulary of 100 is too small"),
         ({"num_attention_heads": 3}, {}, "8 does not divide into 3 heads"),
