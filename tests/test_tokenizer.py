@@ -395,6 +395,24 @@ def test_gguf_tokenizers_that_we_do_not_have():
             tokenizer_of(gguf_checkpoint(**gpt2_metadata() | {"bos_token_id": id}))
 
 
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"tokens": 5}, "what must be texts is not"),
+        ({"tokens": ["a", None]}, "what must be texts is not"),
+        ({"pre": ["gpt-2"]}, "what must be texts is not"),
+        ({"model": {}}, "what must be texts is not"),
+        ({"merges": 5}, "damaged tokenizer"),
+        ({"merges": [5]}, "damaged tokenizer"),
+        ({"token_type": 5}, "damaged tokenizer"),
+        ({"chat_template": 5}, "the chat_template is neither a text"),
+    ],
+)
+def test_damaged_gguf_tokenizers(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        tokenizer_of(gguf_checkpoint(**gpt2_metadata() | wrong))
+
+
 @pytest.mark.parametrize("pre", [None, "", "default"])
 def test_a_gguf_that_does_not_say_how_it_cuts_texts_is_refused(pre):
     metadata = {key: value for key, value in gpt2_metadata().items() if key != "pre"}

@@ -2,6 +2,7 @@
 
 from tokenizers import AddedToken, normalizers
 
+from tinyflash.chat_template import templates_of
 from tinyflash.checkpoint.backends import (
     Words,
     add_special,
@@ -13,6 +14,7 @@ from tinyflash.checkpoint.backends import (
     sentencepiece_bpe,
     smollm_pieces,
 )
+from tinyflash.files import printable
 from tinyflash.native import native
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
@@ -64,7 +66,7 @@ def words_of_gguf(checkpoint):
     }
     path, builder = checkpoint.path, builder_of(metadata, checkpoint.path)
     tokens = metadata["tokens"]
-    ids = special_ids(metadata, path)
+    ids, template = special_ids(metadata, path), chat_templates(metadata, path)
     with native(f"{path}: damaged tokenizer ({{}})."):
         backend = builder(metadata)
         typed = list(zip(tokens, metadata.get("token_type", ()), strict=False))
@@ -82,14 +84,21 @@ def words_of_gguf(checkpoint):
             backend.token_to_id(end) for end in ends
         ]
     ends = tuple(dict.fromkeys(ends))
-    return Words(backend, ids.get("bos"), ends, chat_templates(metadata), named)
+    return Words(backend, ids.get("bos"), ends, template, named)
 
 
 def builder_of(metadata, path):
     """The function that builds the backend. Raises ValueError if there is none."""
     if "tokens" not in metadata or "model" not in metadata:
         raise ValueError(f"{path} holds no tokenizer; convert the model with one.")
-    kind, pieces = metadata["model"], metadata.get("pre")
+    tokens, kind, pieces = metadata["tokens"], metadata["model"], metadata.get("pre")
+    texts = [
+        kind,
+        *([] if pieces is None else [pieces]),
+        *(tokens if type(tokens) is list else [0]),
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}: damaged tokenizer (what must be texts is not).")
     if kind == "llama":
         return bpe_of_scores
     if kind == "gpt2" and pieces in PRE_TOKENIZERS:
@@ -102,8 +111,9 @@ def builder_of(metadata, path):
             "--pre-tokenizer llama-bpe OLD.gguf NEW.gguf"
         )
     raise ValueError(
-        f"{path} holds a tokenizer of kind {kind!r} with pre-tokenizer {pieces!r}; of GGUF files "
-        f"tinyflash reads 'llama', and 'gpt2' with {', '.join(PRE_TOKENIZERS)}."
+        f"{path} holds a tokenizer of kind {printable(kind)!r} with pre-tokenizer "
+        f"{pieces and printable(pieces)!r}; of GGUF files tinyflash reads 'llama', and 'gpt2' "
+        f"with {', '.join(PRE_TOKENIZERS)}."
     )
 
 
@@ -131,14 +141,14 @@ def begins_with_bos(metadata):
     return metadata["model"] == "llama" or PRE_TOKENIZERS.get(metadata.get("pre")) is llama3_pieces
 
 
-def chat_templates(metadata):
+def chat_templates(metadata, path):
     """The chat template, or several by name, or None."""
     names = [name for name in metadata if name.startswith("chat_template.")]
     several = {name.removeprefix("chat_template."): metadata[name] for name in names}
     default = metadata.get("chat_template")
-    if not several:
-        return default
-    return several if default is None else {**several, "default": default}
+    if several and default is not None:
+        several["default"] = default
+    return templates_of(several or default, path)
 
 
 def vocabulary_of(metadata):
