@@ -37,6 +37,10 @@ class MappedFile(mmap.mmap):
         mapped.path, mapped.state = os.path.abspath(path), state
         return mapped
 
+    def __deepcopy__(self, memo: dict) -> MappedFile:
+        """The same mapping: nobody can write to it, so a copy of a model may share it."""
+        return self
+
     def array(self) -> np.ndarray:
         """Its bytes, uint8 (n,), read-only."""
         return np.frombuffer(self, dtype=np.uint8)
