@@ -23,12 +23,12 @@ SCANNED_BYTES = 4 << 20  # of a projection at a time
 
 
 class Activity(Protocol):
-    """A source of a layer's active neurons: one of those below, or a Predictor (predictor.py).
+    """A source of a layer's active neurons: one of those below, or a Predictor (predictor.py)."""
 
-    knows : the parts whose pre-activations it finds: their rows need not be fetched any more
-    """
-
-    knows: tuple[str, ...]
+    @property
+    def knows(self) -> tuple[str, ...]:
+        """The parts whose pre-activations it finds: their rows need not be fetched any more."""
+        ...
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ from tinyflash.flash.budget import Budget, budget_for, parse_memory
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, STREAMED_MODES, FlashFeedForward
 from tinyflash.flash.layer import Layer, biases_of
+from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.read_ahead import background
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
@@ -39,6 +40,8 @@ class FlashEngine:
     weights   : dict name -> weight, all but the feed-forward matrices
     budget    : Budget; only `make_room_for_kv_cache` changes it
     k         : tokens of the window, or None for as many as fit
+    predictors: one a layer; none where activity is found exactly
+    thresholds: below which activations are cut off, one a layer; or None
     layers    : the feed-forwards, or empty until they are first asked for
     last_cost : TokenCounters of the last forward pass, all layers together
     turn      : Turn, to be held during a pass: `with engine.turn:`
@@ -51,8 +54,8 @@ class FlashEngine:
     k: int | None
     dtype: np.dtype
     weights: dict
-    predictors: list | None
-    thresholds: list | None
+    predictors: list[Predictor]
+    thresholds: list[float] | None
     layers: list = field(default_factory=list)
     last_cost: TokenCounters = field(default_factory=TokenCounters)
     turn: Turn = field(default_factory=lambda: Turn("This model"))
@@ -74,7 +77,7 @@ class FlashEngine:
     @property
     def factors(self):
         """The factors of all predictors: HalfMatrices, mapped."""
-        return [factor for one in self.predictors or () for factor in (one.down, one.up)]
+        return [factor for one in self.predictors for factor in (one.down, one.up)]
 
     def _allocate(self):
         """Allocate the layers, unless they are there. Half of them are never there."""
@@ -230,7 +233,7 @@ def open_engine(
     neurons = store.config.weight_layers * store.config.ffn_width
     whole = bytes_of(weights) + neurons * store.row_bytes
     memory = whole if memory is None else parse_memory(memory, whole)
-    predictors = predictors if mode in SPARSE_MODES else None
+    predictors = predictors if predictors and mode in SPARSE_MODES else []
     about = store, weights, mode, predictors, kv_dtype_of(dtype)
     budget = budget_of(*about, memory, min(tokens, store.config.context))
     reader = FlashReader(store.ffn_path, queue=open_queue())
