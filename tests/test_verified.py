@@ -17,9 +17,8 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.checkpoint import cache, noted
 from tinyflash.checkpoint.cache import one_at_a_time, private_directory
-from tinyflash.checkpoint.hub import SMALL_FILES
 from tinyflash.checkpoint.opening import open_checkpoint
-from tinyflash.checkpoint.sources import find_model
+from tinyflash.checkpoint.sources import SMALL_FILES, find_model
 from tinyflash.cli import main
 from tinyflash.commands.common import open_model
 from tinyflash.flash.predictor import Predictor
@@ -264,6 +263,16 @@ def test_a_flash_directory_is_found_by_all_that_its_text_depends_on(models, tmp_
     assert len(set(found)) == len(found) == len(SMALL_FILES) + 2
     (source / "notes.txt").write_text("not of the model")
     assert store_of(source) == found[-1]
+
+
+def test_what_is_damaged_in_the_cache_says_how_it_is_made_again(models):
+    out = store_of(models[0])
+    flip(out / "ffn.safetensors")
+    with pytest.raises(ValueError, match=f"delete {out}, and it is made again") as refusal:
+        tinyflash.load(models[0], memory="95%")
+    assert "ffn.safetensors is damaged" in str(refusal.value)
+    shutil.rmtree(out)
+    tinyflash.load(models[0], memory="95%")
 
 
 def test_an_edited_model_runs_from_flash_as_it_does_from_dram(models, tmp_path):

@@ -55,7 +55,7 @@ class Chat:
                   refuses it
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = self._render(messages, self.system)
+        rendered = self._render(messages)
         ids = self.model.tokenizer.encode(rendered, add_special_tokens=False)
         if self.generation is not None:
             self.cached_ids = [*self.generation.prompt_ids, *self.generation.ids]
@@ -69,7 +69,7 @@ class Chat:
         if self.generation is not None:
             self.generation.close()  # the cache is another's from here on
         self.cache.truncate(kept)
-        vars(self).update(answered=messages, generation=generation)  # Ctrl-C finds both or none
+        self.answered, self.generation = messages, generation
         return generation
 
     def tell(self, system):
@@ -77,21 +77,25 @@ class Chat:
 
         raises: ValueError if the template leaves it out; what was told before then stays
         """
-        self._render([*self.messages, {"role": "user", "content": "?"}], system)
-        self.system = system
+        before, self.system = self.system, system
+        try:
+            self._render([*self.messages, {"role": "user", "content": "?"}])
+        except ValueError:
+            self.system = before
+            raise
 
     def clear(self):
         """Forget what was said; `system` stays."""
         if self.generation is not None:
             self.generation.close()
-        vars(self).update(answered=[], generation=None, cached_ids=[])
+        self.answered, self.generation, self.cached_ids = [], None, []
         self.cache.truncate(0)
 
-    def _render(self, messages, system):
+    def _render(self, messages):
         """The text of the conversation, `system` first."""
-        told = [] if system is None else [{"role": "system", "content": system}]
-        text = self.model.tokenizer.render_chat([*told, *messages], template=self.template)
-        if told and system.strip() not in text:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        text = self.model.tokenizer.render_chat([*system, *messages], template=self.template)
+        if system and self.system.strip() not in text:
             raise ValueError(
                 "This model's chat template leaves a system message out; put what it says into the "
                 "question, or give another template with --chat-template FILE."

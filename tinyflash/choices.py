@@ -143,7 +143,7 @@ def read_questions(path):
                 and all(isinstance(choice, str) for choice in question["choices"])
                 and question["answer"] in range(len(question["choices"]))
             )
-        except (ValueError, RecursionError, KeyError, TypeError):  # or nested too deep
+        except (json.JSONDecodeError, KeyError, TypeError):
             fits = False
         if not fits:
             raise ValueError(

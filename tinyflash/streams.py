@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 CONTROLS = (*range(32), *range(127, 160))  # C0, DEL and C1; a new line and a tab do no harm
@@ -117,17 +117,19 @@ def natives_quiet(quiet: bool = True) -> Iterator[None]:
         return
     before, kept = sys.stderr, os.dup(2)
     try:
-        if descriptor_of(before) == 2:
-            before.flush()
-            form = {"encoding": before.encoding, "errors": before.errors}
-            sys.stderr = open(os.dup(kept), "w", buffering=1, **form)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        with suppress(OSError):  # where that cannot be had, they are heard
+            if descriptor_of(before) == 2:
+                before.flush()
+                form = {"encoding": before.encoding, "errors": before.errors}
+                sys.stderr = open(os.dup(kept), "w", buffering=1, **form)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
         yield
     finally:
         os.dup2(kept, 2)
-        os.close(kept)
+        with suppress(OSError):
+            os.close(kept)
         sys.stderr = before
 
 

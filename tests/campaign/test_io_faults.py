@@ -24,7 +24,6 @@ from helpers_models import CONFIGS, TOKENIZER_TEXT, write_model
 from helpers_sources import write_source
 
 from tinyflash.bench import disk
-from tinyflash.checkpoint.sources import embedded
 from tinyflash.cli import main
 from tinyflash.files import UNFINISHED
 
@@ -172,7 +171,7 @@ def judge(command, cwd, before, reference, seen):
         )
     if not last.startswith("tinyflash: "):
         return f"no sentence: {last}"
-    if not any(str(name) in last for name in (cwd, embedded("tiny-opt").parent, "/proc/")):
+    if not re.search(r"[ ']/", last):  # all paths are whole ones
         return f"no file is named: {last}"
     if after not in (before, reference["tree"]):
         return f"half done: {differ(after, before)} ({last})"

@@ -112,7 +112,8 @@ def read(path):
     if not begins_as_gguf(path):
         raise ValueError(f"{path} is not a GGUF file: it does not begin with the word GGUF.")
     try:
-        reader = Reader(path)
+        with naming(path):
+            reader = Reader(path)
         metadata = {key: value.contents() for key, value in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise ValueError(

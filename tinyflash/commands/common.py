@@ -53,7 +53,6 @@ def ids_of(text, option):
 def warnings_as_notes():
     """What the library warns of is said in one line on standard error, each sentence once."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=UserWarning)
+        warnings.simplefilter("default")
         warnings.showwarning = lambda message, *place, **more: terminal.note(str(message))
         yield

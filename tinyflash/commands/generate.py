@@ -7,6 +7,7 @@ from tinyflash.commands.common import (
     flash_settings,
     open_model,
     standard_input,
+    warnings_as_notes,
 )
 from tinyflash.commands.effects import refuse_idle_seed
 from tinyflash.commands.sampling import add_sampling, sampling_of, say_recommended
@@ -49,15 +50,16 @@ def generate(options):
         **given,
     }
     say_recommended(model.recommended, given)
-    if not options.chat:
-        show(model.generate(prompt, **settings), options)
-        return
-    chat = model.chat(options.system, template)
+    with warnings_as_notes():
+        if not options.chat:
+            show(model.generate(prompt, **settings), options)
+            return
+        chat = model.chat(options.system, template)
 
-    def answer(question):
-        show(chat.say(question, **settings), options)
+        def answer(question):
+            show(chat.say(question, **settings), options)
 
-    if prompt is None:
-        converse(chat, answer)
-    else:
-        answer(prompt)
+        if prompt is None:
+            converse(chat, answer)
+        else:
+            answer(prompt)

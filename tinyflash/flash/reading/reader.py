@@ -68,7 +68,8 @@ class FlashReader:
         self.descriptor = open_direct(path)
         self.close_file = weakref.finalize(self, os.close, self.descriptor)
         self.close_file.atexit = False
-        self.opened_as = state_of(self.descriptor)
+        with naming(path):
+            self.opened_as = state_of(self.descriptor)
         if queue is not None and not is_direct(self.descriptor):  # it would wait for each read
             queue.close()
             queue = None
@@ -175,7 +176,9 @@ class FlashReader:
             with self.reading, naming(self.path):
                 sizes = self._read(reads, out.reshape(-1))
             self.unfinished = False
-            if was_written(self.path, self.opened_as, state_of(self.descriptor)):
+            with naming(self.path):
+                now = state_of(self.descriptor)
+            if was_written(self.path, self.opened_as, now):
                 raise OSError(f"{self.path} was changed while it was read; open it again.")
             wanted, seconds = int((ends - begins).sum()), time.perf_counter() - began
             counted = ReadCounters.of(wanted, sizes, seconds)

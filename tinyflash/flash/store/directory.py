@@ -29,7 +29,7 @@ from tinyflash.flash.store.bundles import (
     regions_of,
     tensor_name,
 )
-from tinyflash.flash.store.manifest import AGAIN, FFN, MANIFEST, RESIDENT, SEAL, read_manifest
+from tinyflash.flash.store.manifest import FFN, MANIFEST, RESIDENT, SEAL, again, read_manifest
 from tinyflash.flash.store.writing import MARK
 from tinyflash.weights import bind_all, locate
 
@@ -103,13 +103,13 @@ def open_store(path):
     is_sealed = manifest.pop(SEAL, None) is not None
     for name, about in manifest["files"].items():
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name} is missing; {AGAIN}.")
+            raise FileNotFoundError(f"{path / name} is missing; {again(path)}.")
         states[name] = state_of(path / name)
         nbytes = states[name][1]
         if nbytes != about["bytes"]:
             raise ValueError(
                 f"{path / name} is truncated or damaged: it has {nbytes:,} bytes and was written "
-                f"with {about['bytes']:,}; {AGAIN}."
+                f"with {about['bytes']:,}; {again(path)}."
             )
         if not name.endswith(".safetensors"):  # the small ones are checked in full
             check_digest(path / name, about["sha256"])
@@ -121,7 +121,7 @@ def open_store(path):
         if file.read(len(expected.header)) != expected.header:
             raise ValueError(
                 f"{path / FFN} is damaged: its header is not that of the feed-forward which "
-                f"config.json and {MANIFEST} describe; {AGAIN}."
+                f"config.json and {MANIFEST} describe; {again(path)}."
             )
     safetensors_entries(path / RESIDENT)  # raises
     regions = [
@@ -159,7 +159,8 @@ def check_digest(file, expected, report=lambda nbytes: None):
     """Raise a ValueError if the SHA-256 of a file is not the expected one."""
     if digest(file, report) != expected:
         raise ValueError(
-            f"{file} is damaged: its SHA-256 is not the one that {MANIFEST} has for it; {AGAIN}."
+            f"{file} is damaged: its SHA-256 is not the one that {MANIFEST} has for it; "
+            f"{again(file.parent)}."
         )
 
 

@@ -11,13 +11,20 @@ import hashlib
 import json
 from pathlib import Path
 
+from tinyflash.checkpoint.cache import cache_directory
 from tinyflash.files import read_json, write_whole
 from tinyflash.flash.store.bundles import BLOCK, BUNDLINGS, NUMPY_NAMES
 
 FORMAT_VERSION = 1
 MANIFEST, RESIDENT, FFN = "flash.json", "resident.safetensors", "ffn.safetensors"
 SEAL = "sha256"
-AGAIN = "convert the model again"
+
+
+def again(directory: Path) -> str:
+    """What to do about a flash directory that is damaged."""
+    if cache_directory() in Path(directory).parents:
+        return f"delete {directory}, and it is made again"
+    return "convert the model again"
 
 
 def seal_of(manifest: dict) -> str:
@@ -60,15 +67,17 @@ def read_manifest(directory: Path) -> dict:
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{file} is of format version {version!r}, and this tinyflash reads {FORMAT_VERSION}; "
-            f"{AGAIN}."
+            f"{again(directory)}."
         )
     if SEAL in manifest and manifest[SEAL] != seal_of(manifest):
         raise ValueError(
             f"{file} was changed after it was written: its SHA-256 is not the one that it ends "
-            f"with; {AGAIN}."
+            f"with; {again(directory)}."
         )
     if not describes_a_store(manifest):
-        raise ValueError(f"{file} is damaged: it does not describe a flash directory; {AGAIN}.")
+        raise ValueError(
+            f"{file} is damaged: it does not describe a flash directory; {again(directory)}."
+        )
     return manifest
 
 

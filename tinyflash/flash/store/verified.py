@@ -3,7 +3,7 @@
 from tinyflash.checkpoint import noted as notes
 from tinyflash.checkpoint.noted import settled, state_of
 from tinyflash.flash.store.directory import check_store
-from tinyflash.flash.store.manifest import AGAIN, MANIFEST, seal_of
+from tinyflash.flash.store.manifest import MANIFEST, again, seal_of
 
 
 def verify_once(store, progress=None):
@@ -67,7 +67,8 @@ def refuse_changed_manifest(store):
     same = [name for name in now if before.get(name) == now[name]]
     if MANIFEST in before and MANIFEST not in same and same:
         raise ValueError(
-            f"{store.path / MANIFEST} was changed after the directory was verified; {AGAIN}."
+            f"{store.path / MANIFEST} was changed after the directory was verified; "
+            f"{again(store.path)}."
         )
 
 
