@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from tinyflash.checks import check_config, check_rope
 
+Shapes = dict[str, tuple[int, ...]]  # name of a weight -> its shape
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -27,6 +29,10 @@ class Rope:
     low, high        : llama3 only: wavelengths above original_context / low are divided by factor,
                        those below original_context / high are kept, those between are blended
     original_context : llama3 only: context before the stretching, in tokens
+
+    >>> Rope(scaling="llama3", low=4.0, high=1.0)
+    Traceback (most recent call last):
+    ValueError: Rope scaling blends between its low factor 4.0 and its high factor 1.0, so ...
     """
 
     theta: float = 10000.0
@@ -45,6 +51,11 @@ class ModelConfig:
     """Sizes and switches of one model; a family file fills it from a Hugging Face config.json.
 
     A switch exists only because two families differ in it. All sizes are counts, no units.
+
+    >>> ModelConfig("opt", vocab_size=9, width=4, layers=2, heads=3, kv_heads=2, head_width=2,
+    ...             ffn_width=8, context=16, embed_width=4)
+    Traceback (most recent call last):
+    ValueError: 3 heads cannot share 2 key/value heads evenly; ...
     """
 
     family: str
@@ -93,26 +104,26 @@ class ModelConfig:
         check_config(self)
 
     @property
-    def turned(self):
+    def turned(self) -> int:
         """How many numbers of a head rotary positions turn: the first so many."""
         return self.head_width if self.rotary_width is None else self.rotary_width
 
     @property
-    def weight_layers(self):
+    def weight_layers(self) -> int:
         """How many layers have weights of their own: L / layer_repeats."""
         return self.layers // self.layer_repeats
 
-    def weight_layer(self, layer):
+    def weight_layer(self, layer: int) -> int:
         """Number of the layer whose weights a computed layer uses: layer // layer_repeats."""
         return layer // self.layer_repeats
 
-    def window_of(self, layer):
+    def window_of(self, layer: int) -> int | None:
         """The window of one layer in tokens, or None where every token before it is seen."""
         windowed = self.window_layers is None or layer in self.window_layers
         return self.window if windowed else None
 
 
-def weight_shapes(config):
+def weight_shapes(config: ModelConfig) -> Shapes:
     """Name and shape of every weight that `config` calls for, in the order of computation.
 
     These are the names that the forward pass looks up; a family file says what each is called
@@ -122,9 +133,14 @@ def weight_shapes(config):
     computed with those of layer i // layer_repeats.
 
     returns: dict name -> shape tuple; matrices are (out, in)
+
+    >>> import tinyflash
+    >>> shapes = weight_shapes(tinyflash.load("default").config)
+    >>> shapes["embed.weight"], shapes["layers.0.ffn.down.weight"]
+    ((2048, 192), (192, 768))
     """
     V, D, E = config.vocab_size, config.width, config.embed_width
-    shapes = {"embed.weight": (V, E)}
+    shapes: Shapes = {"embed.weight": (V, E)}
     if config.positions == "learned":
         shapes["positions.weight"] = (config.context + config.position_offset, D)
     if E != D:
@@ -147,8 +163,13 @@ def weight_shapes(config):
     return shapes
 
 
-def layer_shapes(config):
-    """Name and shape of every weight of one layer, without the `layers.{i}.` in front."""
+def layer_shapes(config: ModelConfig) -> Shapes:
+    """Name and shape of every weight of one layer, without the `layers.{i}.` in front.
+
+    >>> import tinyflash
+    >>> layer_shapes(tinyflash.load("default").config)["attn.k.weight"]  # (G·K, D)
+    (192, 192)
+    """
     D, F = config.width, config.ffn_width
     H, G, K = config.heads, config.kv_heads, config.head_width
     shapes = norm_shapes(config, "attn.norm", D)
@@ -166,19 +187,28 @@ def layer_shapes(config):
     return shapes
 
 
-def linear_shapes(name, rows, columns, bias):
-    """Shapes of one linear map, with its bias if it has one."""
-    shapes = {f"{name}.weight": (rows, columns)}
+def linear_shapes(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    """Shapes of one linear map, with its bias if it has one.
+
+    >>> linear_shapes("attn.q", 8, 4, bias=True)
+    {'attn.q.weight': (8, 4), 'attn.q.bias': (8,)}
+    """
+    shapes: Shapes = {f"{name}.weight": (rows, columns)}
     if bias:
         shapes[f"{name}.bias"] = (rows,)
     return shapes
 
 
-def norm_shapes(config, name, width):
-    """Shapes of the gain and, for a layer norm, bias of one norm over `width` numbers."""
+def norm_shapes(config: ModelConfig, name: str, width: int) -> Shapes:
+    """Shapes of the gain and, for a layer norm, bias of one norm over `width` numbers.
+
+    >>> import tinyflash
+    >>> norm_shapes(tinyflash.load("default").config, "final_norm", 192)
+    {'final_norm.weight': (192,), 'final_norm.bias': (192,)}
+    """
     if not config.norm_affine:
         return {}
-    shapes = {f"{name}.weight": (width,)}
+    shapes: Shapes = {f"{name}.weight": (width,)}
     if config.norm == "layer":
         shapes[f"{name}.bias"] = (width,)
     return shapes

@@ -5,6 +5,14 @@ so that two engines can be compared tensor by tensor; `TRANSFORMER_LENS` transla
 names stand behind `layers.{i}.`.
 """
 
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyflash.config import ModelConfig
+
+Tap = Callable[[str, np.ndarray], object]
+
 # name -> (shape, what it is)
 MODEL_TAPS = {
     "embed": ("T D", "what enters layer 0: embeddings, scaled, with positions, normed"),
@@ -83,10 +91,31 @@ TRANSFORMER_LENS = {
 SQUARE_TAPS = ("attn.scores", "attn.pattern")  # (H, T, S): they grow with the square of the text
 
 
-def tap_names(config):
+def no_tap(name: str, tensor: np.ndarray) -> None:
+    """The tap that looks at nothing.
+
+    >>> no_tap("embed", np.zeros(3, dtype=np.float32))
+    """
+
+
+def under(tap: Tap, prefix: str) -> Tap:
+    """A tap that puts `prefix` before every name.
+
+    >>> show = under(lambda name, tensor: print(name, tensor.shape), "layers.3.")
+    >>> show("ffn.out", np.zeros((2, 8), dtype=np.float32))
+    layers.3.ffn.out (2, 8)
+    """
+    return lambda name, tensor: tap(prefix + name, tensor)
+
+
+def tap_names(config: ModelConfig) -> list[str]:
     """All tap names of a model, in the order in which the forward pass computes them.
 
     Layers are those that are computed; two that share weights have taps of their own.
+
+    >>> import tinyflash
+    >>> tap_names(tinyflash.load("default").config)[:4]
+    ['embed', 'layers.0.resid_pre', 'layers.0.attn.norm', 'layers.0.attn.q']
     """
     have = {
         "attn.norm_q": config.qk_norm,
@@ -110,8 +139,13 @@ def tap_names(config):
     return names + [name for name in LAST_TAPS if have.get(name, True)]
 
 
-def tap_shape(config, name, T, S):
-    """Shape of the tensor called `name` when T tokens are computed and S can be attended to."""
+def tap_shape(config: ModelConfig, name: str, T: int, S: int) -> tuple[int, ...]:
+    """Shape of the tensor called `name` when T tokens are computed and S can be attended to.
+
+    >>> import tinyflash
+    >>> tap_shape(tinyflash.load("default").config, "layers.1.attn.scores", T=2, S=5)
+    (3, 2, 5)
+    """
     sizes = {
         "T": T,
         "S": S,
@@ -126,15 +160,22 @@ def tap_shape(config, name, T, S):
     return tuple(sizes[letter] for letter in letters.split())
 
 
-def short_name(name):
-    """A tap's name without its layer: `layers.3.attn.q` -> `attn.q`."""
+def short_name(name: str) -> str:
+    """A tap's name without its layer: `layers.3.attn.q` -> `attn.q`.
+
+    >>> short_name("layers.3.attn.q"), short_name("logits")
+    ('attn.q', 'logits')
+    """
     return name.split(".", 2)[2] if name.startswith("layers.") else name
 
 
-def transformer_lens_name(name):
+def transformer_lens_name(name: str) -> str | None:
     """What TransformerLens calls our tap, or None where it has no word.
 
     `layers.3.attn.q` -> `blocks.3.attn.hook_q`
+
+    >>> transformer_lens_name("layers.3.attn.q"), transformer_lens_name("logits")
+    ('blocks.3.attn.hook_q', None)
     """
     word = TRANSFORMER_LENS.get(short_name(name))
     if word is None or not name.startswith("layers."):

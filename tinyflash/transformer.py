@@ -14,10 +14,14 @@ Arrays may carry leading batch axes in front of (T, D), as in training; then `ca
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from tinyflash.config import ModelConfig
+from tinyflash.kv_cache import KVCache
+from tinyflash.matrices.matrix import Lookup, Weights
 from tinyflash.ops import (
     NORMS,
     activation,
@@ -28,22 +32,32 @@ from tinyflash.ops import (
     rows,
     softmax,
 )
-from tinyflash.places import places_of
-
-
-def no_tap(name, tensor):
-    """The tap that looks at nothing."""
+from tinyflash.places import Places, places_of
+from tinyflash.taps import Tap, no_tap, under
 
 
 class FeedForward(Protocol):
-    """The feed-forward of one layer: `forward` asks for no more."""
+    """The feed-forward of one layer: `forward` asks for no more.
+
+    >>> halving: FeedForward = lambda x: x / 2
+    >>> halving(np.ones((1, 2), dtype=np.float32)).tolist()
+    [[0.5, 0.5]]
+    """
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(T, D) -> (T, D)."""
         ...
 
 
-def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tree=None):
+def forward(
+    weights: Weights,
+    config: ModelConfig,
+    ids: np.ndarray,
+    cache: KVCache | None = None,
+    tap: Tap = no_tap,
+    feed_forwards: Sequence[FeedForward] | None = None,
+    tree: Any = None,
+) -> np.ndarray:
     """Logits after each token: row t is the model's prediction for what follows token t.
 
     ids           : int (..., T), each in 0 … V-1
@@ -54,6 +68,13 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tr
                     `tree.ancestors` bool (T, T), which of them each may look at
     returns       : (..., T, V); of an encoder, the prediction for token t itself
     raises        : ValueError for an encoder with a cache
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> ids = np.array(model.encode("To be, or not to"), dtype=np.int64)
+    >>> logits = forward(model.weights, model.config, ids)
+    >>> logits.shape[0] == len(ids), model.tokenizer.decode([logits[-1].argmax()])
+    (True, ' be')
     """
     if cache is not None and not config.causal:
         raise ValueError(
@@ -73,12 +94,20 @@ def forward(weights, config, ids, cache=None, tap=no_tap, feed_forwards=None, tr
     return logits
 
 
-def embed(weights, config, ids, positions):
+def embed(
+    weights: Weights, config: ModelConfig, ids: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     """Token embeddings plus, in families that learn them, position embeddings.
 
     Gemma scales the tokens' by config.embed_scale; encoders normalize the sum.
 
     ids : int (..., T);  positions : int (T,);  returns: (..., T, D)
+
+    >>> import tinyflash
+    >>> model, ids = tinyflash.load("default"), np.array([5, 5], dtype=np.int64)
+    >>> x = embed(model.weights, model.config, ids, np.arange(2, dtype=np.int64))
+    >>> x.shape, bool(np.all(x[0] == x[1]))  # the same token, at two positions
+    ((2, 192), False)
     """
     x = rows(weights["embed.weight"], ids)  # (..., T, E)
     if config.embed_scale != 1:
@@ -92,7 +121,15 @@ def embed(weights, config, ids, positions):
     return x
 
 
-def block(weights, config, i, x, places, tap, feed_forward=None):
+def block(
+    weights: Weights,
+    config: ModelConfig,
+    i: int,
+    x: np.ndarray,
+    places: Places,
+    tap: Tap,
+    feed_forward: FeedForward | None = None,
+) -> np.ndarray:
     """Layer i: attention and feed-forward, each added to what came in.
 
     Norms stand before each part (x + f(norm(x))) or, where config.norm_after, after the sum
@@ -103,6 +140,11 @@ def block(weights, config, i, x, places, tap, feed_forward=None):
     KV cache of its own (MobileLLM, arXiv 2402.14905, §2.3).
 
     x : (..., T, D);  places : Places of the T;  returns: (..., T, D)
+
+    >>> import tinyflash
+    >>> model, x = tinyflash.load("default"), np.ones((2, 192), dtype=np.float32)
+    >>> block(model.weights, model.config, 0, x, places_of(model.config, 2), no_tap).shape
+    (2, 192)
     """
     tap = under(tap, f"layers.{i}.")
     layer = under_prefix(weights, f"layers.{config.weight_layer(i)}.")
@@ -129,7 +171,9 @@ def block(weights, config, i, x, places, tap, feed_forward=None):
     return x
 
 
-def attention(layer, config, i, x, places, tap):
+def attention(
+    layer: Lookup, config: ModelConfig, i: int, x: np.ndarray, places: Places, tap: Tap
+) -> np.ndarray:
     """Every token looks at itself and at those before it, through H heads.
 
     pattern = softmax(q kᵀ / √K), z = pattern v      (Attention is all you need, §3.2.1)
@@ -139,6 +183,13 @@ def attention(layer, config, i, x, places, tap):
     copied.
 
     x : (..., T, D);  places : Places of the T;  returns: (..., T, D)
+
+    >>> import tinyflash
+    >>> model, x = tinyflash.load("default"), np.ones((2, 192), dtype=np.float32)
+    >>> layer, places = under_prefix(model.weights, "layers.0."), places_of(model.config, 2)
+    >>> out = attention(layer, model.config, 0, x, places, no_tap)
+    >>> bool(np.allclose(out[0], out[1], atol=1e-4))  # a mixture of equal values is that value
+    True
     """
     *batch, T, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_width
@@ -189,13 +240,18 @@ def attention(layer, config, i, x, places, tap):
     return out
 
 
-def dense_feed_forward(layer, config, x, tap):
+def dense_feed_forward(layer: Lookup, config: ModelConfig, x: np.ndarray, tap: Tap) -> np.ndarray:
     """The feed-forward with all of its neurons: down(act(up(x))), or gated down(act(gate) · up).
 
     A neuron is one row of up (and of gate) and one column of down: F of them.
     (GLU variants improve transformer, arXiv 2002.05202, §2)
 
     x : (..., T, D);  returns: (..., T, D)
+
+    >>> import tinyflash
+    >>> model, x = tinyflash.load("default"), np.ones((3, 192), dtype=np.float32)
+    >>> dense_feed_forward(under_prefix(model.weights, "layers.1."), model.config, x, no_tap).shape
+    (3, 192)
     """
     activate = activation(config.activation, layer("ffn.threshold"))
     pre = linear(x, layer("ffn.up.weight"), layer("ffn.up.bias"))  # (..., T, F)
@@ -212,12 +268,17 @@ def dense_feed_forward(layer, config, x, tap):
     return out
 
 
-def unembed(weights, config, x, tap=no_tap):
+def unembed(weights: Weights, config: ModelConfig, x: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     """Final norm, then one score for each word of the vocabulary.
 
     Before the norm an encoder's head transforms what it was given: act(x Wᵀ + b).
 
     x : (..., T, D);  returns: (..., T, V)
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> unembed(model.weights, model.config, np.ones((3, 192), dtype=np.float32)).shape  # (T, V)
+    (3, 2048)
     """
     if config.unembed_transform:
         W, b = weights["unembed.transform.weight"], weights["unembed.transform.bias"]
@@ -233,8 +294,15 @@ def unembed(weights, config, x, tap=no_tap):
     return logits
 
 
-def norm(layer, config, name, x, tap):
-    """The family's norm with the gain and bias stored under `name`."""
+def norm(layer: Lookup, config: ModelConfig, name: str, x: np.ndarray, tap: Tap) -> np.ndarray:
+    """The family's norm with the gain and bias stored under `name`.
+
+    >>> import tinyflash
+    >>> model, x = tinyflash.load("default"), np.ones((1, 192), dtype=np.float32)
+    >>> y = norm(model.weights.get, model.config, "final_norm", x, no_tap)  # no variance
+    >>> bool(np.allclose(y, model.weights["final_norm.bias"]))
+    True
+    """
     gain, bias = layer(f"{name}.weight"), layer(f"{name}.bias")
     if config.norm_plus_one and gain is not None:
         gain = 1 + gain
@@ -243,11 +311,10 @@ def norm(layer, config, name, x, tap):
     return y
 
 
-def under(tap, prefix):
-    """A tap that puts `prefix` before every name."""
-    return lambda name, tensor: tap(prefix + name, tensor)
+def under_prefix(weights: Weights, prefix: str) -> Lookup:
+    """A lookup of the weights whose names begin with `prefix`; None for one that is not there.
 
-
-def under_prefix(weights, prefix):
-    """A lookup of the weights whose names begin with `prefix`; None for one that is not there."""
+    >>> under_prefix({"layers.0.ffn.up.weight": "up"}, "layers.0.")("ffn.up.weight")
+    'up'
+    """
     return lambda name: weights.get(prefix + name)

@@ -1,6 +1,9 @@
 """HalfMatrix: 16-bit numbers, decoded tile by tile just before they are multiplied."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from tinyflash.matrices.matrix import Matrix
 from tinyflash.workers import WORKERS, OneBlasThread, pool, scratch
@@ -20,9 +23,15 @@ class HalfMatrix(Matrix):
                mended by one product: 2^(127-15) = 2^112. Subnormal numbers come out right too.
                The product is made with x, which is small, instead of with every tile.
     bfloat16 : the upper half of a float32.
+
+    >>> W = HalfMatrix(np.array([0x3F80, 0xC000], dtype=np.uint16).reshape(1, 2))  # 1 and -2
+    >>> W, W.nbytes, W.dense().tolist()
+    (<HalfMatrix 'matrix': bfloat16 (1, 2)>, 4, [[1.0, -2.0]])
     """
 
-    def __init__(self, stored, name="matrix", dtype=np.float32):
+    def __init__(
+        self, stored: np.ndarray, name: str = "matrix", dtype: DTypeLike = np.float32
+    ) -> None:
         """Wrap 16-bit numbers without copying them.
 
         stored : (out, in), float16, or uint16 with the bits of bfloat16; may be memory-mapped
@@ -46,21 +55,21 @@ class HalfMatrix(Matrix):
         return f"<HalfMatrix {self.name!r}: {self.format} {self.shape}>"
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes that the numbers take, in DRAM or mapped."""
         return self.bits.nbytes
 
-    def rows(self, ids):
+    def rows(self, ids: ArrayLike) -> np.ndarray:
         """The rows `ids`, decoded: (..., in)."""
         flat = self.bits[np.asarray(ids, dtype=np.int64).reshape(-1)]
         refuse_infinite(flat, self.format, self.name)
         return decode(flat, self.format).astype(self.dtype).reshape(*np.shape(ids), self.shape[1])
 
-    def dense(self):
+    def dense(self) -> np.ndarray:
         """The whole matrix decoded: (out, in)."""
         return self.rows(np.arange(self.shape[0], dtype=np.int64))
 
-    def multiply(self, x):
+    def multiply(self, x: np.ndarray) -> np.ndarray:
         """x Wᵀ, by two workers, tile by tile of rows.
 
         x : (..., in);  returns: (..., out), of x's dtype
@@ -102,11 +111,16 @@ class HalfMatrix(Matrix):
         return y.reshape(*x.shape[:-1], rows)
 
 
-def decode(bits, format, out=None):
+def decode(bits: np.ndarray, format: str, out: np.ndarray | None = None) -> np.ndarray:
     """16-bit numbers as float32, exactly.
 
     bits : uint16, any shape; format: "float16" or "bfloat16"; Inf and NaN must not occur
     out  : float32 array of the same shape to fill, or None for a new one
+
+    >>> decode(np.array([0x3F80, 0xC000], dtype=np.uint16), "bfloat16").tolist()
+    [1.0, -2.0]
+    >>> decode(np.array([0.1, 6e-8], dtype=np.float16).view(np.uint16), "float16").tolist()
+    [0.0999755859375, 5.960464477539063e-08]
     """
     out = widen(bits, format, out)
     if format == "float16":
@@ -114,10 +128,14 @@ def decode(bits, format, out=None):
     return out
 
 
-def widen(bits, format, out=None):
+def widen(bits: np.ndarray, format: str, out: np.ndarray | None = None) -> np.ndarray:
     """16-bit numbers in the places of a float32: `decode` without the product by 2^112.
 
     bits, format, out: as for `decode`
+
+    >>> bits = np.array([1, -2], dtype=np.float16).view(np.uint16)
+    >>> (widen(bits, "float16") * FLOAT16_SCALE).tolist()
+    [1.0, -2.0]
     """
     out = np.empty(bits.shape, dtype=np.float32) if out is None else out
     words = out.view(np.int32)
@@ -131,19 +149,30 @@ def widen(bits, format, out=None):
     return out
 
 
-def decoder_for(x, format):
+def decoder_for(x: np.ndarray, format: str) -> tuple[np.ndarray, Callable[..., np.ndarray]]:
     """How to decode what x is multiplied by: x, and the function that makes the tiles.
 
     For float16 it is x that is multiplied by 2^112, exactly, and tiles are only widened: a quarter
     of the work less. An x beyond 2^15, which would overflow, is left, and tiles are decoded.
+
+    >>> for largest in (1, 2**15):
+    ...     scaled, decoder = decoder_for(np.array([largest], dtype=np.float32), "float16")
+    ...     print(decoder.__name__, bool(scaled[0] > largest))
+    widen True
+    decode False
     """
     if format == "float16" and np.max(np.abs(x), initial=0) < 2**15:
         return x * FLOAT16_SCALE, widen
     return x, decode
 
 
-def decode_plainly(bits, format, out=None):
-    """What `decode` does, said in NumPy's own words: for float16 a third of the speed."""
+def decode_plainly(bits: np.ndarray, format: str, out: np.ndarray | None = None) -> np.ndarray:
+    """What `decode` does, said in NumPy's own words: for float16 a third of the speed.
+
+    >>> every = np.arange(0x7C00, dtype=np.uint16)  # each finite float16 that is not negative
+    >>> bool(np.all(decode_plainly(every, "float16") == decode(every, "float16")))
+    True
+    """
     out = np.empty(bits.shape, dtype=np.float32) if out is None else out
     if format == "float16":
         out[...] = bits.view(np.float16)
@@ -152,8 +181,14 @@ def decode_plainly(bits, format, out=None):
     return out
 
 
-def refuse_infinite(bits, format, name):
-    """Raise a ValueError that names the matrix if any 16-bit number is Inf or NaN."""
+def refuse_infinite(bits: np.ndarray, format: str, name: str) -> None:
+    """Raise a ValueError that names the matrix if any 16-bit number is Inf or NaN.
+
+    >>> refuse_infinite(np.array([0x7F80], dtype=np.uint16), "bfloat16", "layers.0.ffn.up.weight")
+    Traceback (most recent call last):
+        ...
+    ValueError: layers.0.ffn.up.weight holds Inf or NaN in bfloat16, ...
+    """
     exponent = 0x7C00 if format == "float16" else 0x7F80
     if bits.size and np.max(bits & np.uint16(0x7FFF)) >= exponent:
         raise ValueError(
