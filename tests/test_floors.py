@@ -16,7 +16,6 @@ FILES = sorted(  # a wheel carries data/ inside the package
 # DESIGN.md: nobody imports from above. The package itself (`import tinyflash`) offers the model.
 FLOORS = (
     "config checks erfc ops taps files directories progress low_rank streams turns workers "
-    "config checks erfc ops taps files directories progress low_rank streams turns workers "
     "settings stopping penalties token_ids native template_prices template_sandbox",
     "matrices checkpoint chat_template tokenizer families weights",
     "transformer places kv_cache sampling",

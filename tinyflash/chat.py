@@ -1,5 +1,9 @@
 """A conversation: each turn is a Generation whose prompt is all that was said before."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from tinyflash.generate import Generation
 from tinyflash.kv_cache import common_length
 from tinyflash.transformer import no_tap
@@ -10,9 +14,16 @@ class Chat:
 
     system  : what the model is told before all else, or None
     template: Jinja source of the chat template, or None for the model's own
+
+    >>> import tinyflash
+    >>> template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    >>> chat = tinyflash.load("default").chat(template=template)
+    >>> answer = "".join(chat.say("To be, or not to be?", max_new_tokens=4))
+    >>> [message["role"] for message in chat.messages], chat.cache.length > 0
+    (['user', 'assistant'], True)
     """
 
-    def __init__(self, model, system=None, template=None):
+    def __init__(self, model: Any, system: str | None = None, template: str | None = None) -> None:
         """
         raises: ValueError if neither the model has a chat template nor one is given
         """
@@ -40,13 +51,13 @@ class Chat:
         return f"<Chat with {self.model.name!r}: {messages} messages, {cached} tokens cached>"
 
     @property
-    def messages(self):
+    def messages(self) -> list[dict[str, str]]:
         """The conversation so far, but for `system`: dicts with "role" and "content"."""
         if self.generation is None:
             return list(self.answered)
         return [*self.answered, {"role": "assistant", "content": self.generation.text}]
 
-    def say(self, text, **settings):
+    def say(self, text: str, **settings: Any) -> Generation:
         """Put a user's message; iterate over the Generation it returns for the answer.
 
         settings: as for Model.generate; what has been iterated over when the next message comes
@@ -72,7 +83,7 @@ class Chat:
         self.answered, self.generation = messages, generation
         return generation
 
-    def tell(self, system):
+    def tell(self, system: str | None) -> None:
         """Set what the model is told before all else, from the next message on; None for nothing.
 
         raises: ValueError if the template leaves it out; what was told before then stays
@@ -84,7 +95,7 @@ class Chat:
             self.system = before
             raise
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget what was said; `system` stays."""
         if self.generation is not None:
             self.generation.close()

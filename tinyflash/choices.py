@@ -1,7 +1,12 @@
 """Multiple choice by log-likelihood: which of several endings a model finds likeliest."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +24,9 @@ class Choices:
     normalized_accuracy : the same after dividing by the choice's length in bytes
     shortened           : questions too long for the context, whose first tokens were left out
     not_judged          : dict from a question's number, from 1 on, to why it could not be judged
+
+    >>> Choices(questions=4, accuracy=0.5, normalized_accuracy=0.75).shortened
+    0
     """
 
     questions: int
@@ -28,7 +36,9 @@ class Choices:
     not_judged: dict = field(default_factory=dict)
 
 
-def multiple_choice(model, questions, progress=None):
+def multiple_choice(
+    model: Any, questions: Sequence[dict], progress: Callable[[int, int], object] | None = None
+) -> Choices:
     """Answer each question by the choice that the model finds likeliest after the context.
 
     log p(choice | context) = Σ log p(token | context and the tokens before it), the way zero-shot
@@ -38,6 +48,11 @@ def multiple_choice(model, questions, progress=None):
     questions : list of dicts: context (str), choices (list of str), answer (index of the right)
     returns   : Choices
     raises    : ValueError if not one question can be judged
+
+    >>> import tinyflash
+    >>> question = {"context": "To be, or not to", "choices": [" be", " xylophone"], "answer": 0}
+    >>> multiple_choice(tinyflash.load("default"), [question]).accuracy
+    1.0
     """
     right = right_normalized = shortened = 0
     not_judged = {}
@@ -59,10 +74,18 @@ def multiple_choice(model, questions, progress=None):
     return Choices(len(questions), right / n, right_normalized / n, shortened, not_judged)
 
 
-def judged(model, context, choices):
+def judged(
+    model: Any, context: str, choices: Sequence[str]
+) -> tuple[list[float], list[float], bool]:
     """Every choice's log p, the same for each of its bytes, and whether one had to be shortened.
 
     raises: ValueError if there is one that cannot be judged
+
+    >>> import tinyflash
+    >>> model, context = tinyflash.load("default"), "To be, or not to"
+    >>> scores, per_byte, shortened = judged(model, context, [" be", " go"])
+    >>> scores[0] > scores[1], shortened
+    (True, False)
     """
     asked = [choice_tokens(model, context, choice) for choice in choices]
     scores = [score(model, ids, first) for ids, first in asked]
@@ -72,12 +95,18 @@ def judged(model, context, choices):
     return scores, per_byte, any(len(ids) > model.config.context + 1 for ids, _ in asked)
 
 
-def choice_score(model, context, choice):
-    """log p(choice | context) in nats; see `choice_tokens` and `score`."""
+def choice_score(model: Any, context: str, choice: str) -> float:
+    """log p(choice | context) in nats; see `choice_tokens` and `score`.
+
+    >>> import tinyflash
+    >>> model, context = tinyflash.load("default"), "To be, or not to"
+    >>> choice_score(model, context, " be") > choice_score(model, context, " go")
+    True
+    """
     return score(model, *choice_tokens(model, context, choice))
 
 
-def choice_tokens(model, context, choice):
+def choice_tokens(model: Any, context: str, choice: str) -> tuple[list[int], int]:
     """The tokens of a context with its choice, and where the choice's begin.
 
     Both are encoded together, because a tokenizer may join them, and split at the number of tokens
@@ -88,6 +117,12 @@ def choice_tokens(model, context, choice):
 
     returns: list of int, and the number of its first token to be judged, at least 1
     raises : ValueError if the choice adds no token, or nothing stands before it
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> ids, first = choice_tokens(model, "To be ", "or not")  # the space goes to the choice
+    >>> model.tokenizer.decode(ids[first:])
+    ' or not'
     """
     words = context.rstrip()
     choice = context[len(words) :] + choice
@@ -109,12 +144,18 @@ def choice_tokens(model, context, choice):
     return before + both, len(before) + first
 
 
-def score(model, ids, first):
+def score(model: Any, ids: Sequence[int], first: int) -> float:
     """Σ log p of the tokens from number `first` on, in nats.
 
     Where they do not fit the context all together, the first ones are left out, as many as must be.
 
     raises: ValueError if those to be judged alone do not fit
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> all_of_them = score(model, [5, 6, 7, 8], 1)
+    >>> score(model, [5, 6, 7, 8], 3) > all_of_them  # fewer terms, each below 0
+    True
     """
     most = model.config.context + 1  # the last token is predicted, never read
     cut = max(0, len(ids) - most)
@@ -126,10 +167,17 @@ def score(model, ids, first):
     return float(np.sum(token_log_probabilities(model, ids[cut:], first - cut)))
 
 
-def read_questions(path):
+def read_questions(path: str | Path) -> list[dict]:
     """Questions from a JSON-lines file: one object a line with context, choices, answer.
 
     raises: ValueError that names the first line that is not one
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     file = Path(directory) / "questions.jsonl"
+    ...     written = file.write_text('{"context": "1 + 1 =", "choices": ["2", "3"], "answer": 0}')
+    ...     read_questions(file)[0]["answer"]
+    0
     """
     questions = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):

@@ -4,8 +4,12 @@ An encoder has no perplexity, since each of its predictions sees the whole text.
 by is the pseudo-perplexity, and what it is for is filling in masks.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +27,9 @@ class Perplexity:
     tokens  : how many tokens were predicted
     context : tokens in a full window
     masked  : pseudo-perplexity: each token was predicted from those on both sides of it
+
+    >>> round(Perplexity(nats=math.log(50), tokens=10, context=96).perplexity)
+    50
     """
 
     nats: float
@@ -31,7 +38,7 @@ class Perplexity:
     masked: bool = False
 
     @property
-    def perplexity(self):
+    def perplexity(self) -> float:
         """exp(nats): as unsure as between so many equally likely tokens; inf beyond 1.8e308."""
         try:
             return math.exp(self.nats)
@@ -39,7 +46,7 @@ class Perplexity:
             return math.inf
 
     @property
-    def rule(self):
+    def rule(self) -> str:
         """The context rule in words; perplexities under other rules do not compare."""
         if self.masked:
             return (
@@ -52,11 +59,15 @@ class Perplexity:
         )
 
 
-def token_log_probabilities(model, ids, first=1):
+def token_log_probabilities(model: Any, ids: Sequence[int], first: int = 1) -> np.ndarray:
     """log p of each token given all before it, a few hundred tokens at a time.
 
     ids : list of int;  first : first token to be judged, ≥ 1
     returns: float64 (len(ids) - first,)
+
+    >>> import tinyflash
+    >>> token_log_probabilities(tinyflash.load("default"), [5, 6, 7, 8], first=2).shape
+    (2,)
     """
     cache = model.new_cache(len(ids))
     parts = []
@@ -68,7 +79,9 @@ def token_log_probabilities(model, ids, first=1):
     return np.concatenate(parts)[first - 1 :]
 
 
-def perplexity(model, text, progress=None):
+def perplexity(
+    model: Any, text: str, progress: Callable[[int, int], object] | None = None
+) -> Perplexity:
     """Perplexity of a text: exp of the mean negative log-likelihood of its tokens.
 
     exp(-1/N Σ log p(token | those before it in the window))
@@ -80,6 +93,12 @@ def perplexity(model, text, progress=None):
     progress : function (done, total tokens) or None
     returns  : Perplexity
     raises   : ValueError if there is nothing to predict
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> known = perplexity(model, "To be, or not to be: that is the question.").perplexity
+    >>> known < perplexity(model, "be not that question or: is To to the be,.").perplexity
+    True
     """
     if not model.config.causal:
         return pseudo_perplexity(model, text, progress)
@@ -98,7 +117,9 @@ def perplexity(model, text, progress=None):
     return Perplexity(float(np.mean(losses)), len(losses), model.config.context)
 
 
-def pseudo_perplexity(model, text, progress=None):
+def pseudo_perplexity(
+    model: Any, text: str, progress: Callable[[int, int], object] | None = None
+) -> Perplexity:
     """Pseudo-perplexity of a text under an encoder: each token is masked once and predicted.
 
     exp(-1/N Σ log p(token | all others of the window))
@@ -110,6 +131,12 @@ def pseudo_perplexity(model, text, progress=None):
     progress : function (done, total tokens) or None
     returns  : Perplexity
     raises   : ValueError if there is nothing to predict, or no mask in the vocabulary
+
+    >>> import tinyflash
+    >>> pseudo_perplexity(tinyflash.load("default"), "To be")  # it is no encoder
+    Traceback (most recent call last):
+        ...
+    ValueError: default continues texts and has not learned to fill in masks; ...
     """
     mask = mask_id(model)
     before, ids, after = framed(model, text)
@@ -128,18 +155,29 @@ def pseudo_perplexity(model, text, progress=None):
     return Perplexity(float(np.mean(losses)), len(losses), model.config.context, masked=True)
 
 
-def framed(model, text):
+def framed(model: Any, text: str) -> tuple[list[int], list[int], list[int]]:
     """Token ids of a text, and those that its tokenizer puts before and after every text.
 
     returns: before, ids, after: lists of int
     raises : ValueError if the model has no tokenizer
+
+    >>> import tinyflash
+    >>> before, ids, after = framed(tinyflash.load("default"), "To be")
+    >>> len(before), len(ids), len(after)
+    (1, 3, 0)
     """
     model.encode("")  # says so
     return model.tokenizer.framed(text)
 
 
-def window_width(model, around):
-    """Tokens of a text that fit the context beside those around every text."""
+def window_width(model: Any, around: Sequence[int]) -> int:
+    """Tokens of a text that fit the context beside those around every text.
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> model.config.context - window_width(model, around=[2])
+    1
+    """
     width = model.config.context - len(around)
     if width < 1:
         raise ValueError(
@@ -149,13 +187,19 @@ def window_width(model, around):
     return width
 
 
-def fill_mask(model, text, top=5):
+def fill_mask(model: Any, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """What an encoder would put in place of each [MASK] of a text.
 
     text   : str with at least one [MASK];  top : how many words to give for each, at least 1
     returns: for each mask, in order, a list of (word, probability), the likeliest first
     raises : ValueError if there is no mask in the text or the vocabulary, the text does not fit
              the context, or the model is no encoder
+
+    >>> import tinyflash
+    >>> fill_mask(tinyflash.load("default"), "To [MASK]")
+    Traceback (most recent call last):
+        ...
+    ValueError: default continues texts and has not learned to fill in masks; ...
     """
     if top < 1:
         raise ValueError(f"At least 1 word is given for each mask, not {top}.")
@@ -173,10 +217,16 @@ def fill_mask(model, text, top=5):
     return fillings
 
 
-def mask_id(model):
+def mask_id(model: Any) -> int:
     """The id of the token that masks a word.
 
     raises: ValueError if the model is no encoder or its vocabulary has no such token
+
+    >>> import tinyflash
+    >>> mask_id(tinyflash.load("default"))
+    Traceback (most recent call last):
+        ...
+    ValueError: default continues texts and has not learned to fill in masks; ...
     """
     if model.config.causal:
         raise ValueError(

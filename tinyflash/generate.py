@@ -5,29 +5,39 @@ with a drafter that proposes several tokens for each pass, stop rules and stream
 decoding is the drafter that proposes nothing.
 """
 
+from __future__ import annotations
+
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tinyflash.flash.counters import TokenCounters
-from tinyflash.kv_cache import PREFILL
+from tinyflash.kv_cache import PREFILL, KVCache
 from tinyflash.sampling import draw, next_distribution
 from tinyflash.settings import Sampling, whole
 from tinyflash.speculative.counts import StepCounts
-from tinyflash.speculative.drafter import NoDrafter
-from tinyflash.speculative.tree import chain
+from tinyflash.speculative.drafter import Drafter, NoDrafter
+from tinyflash.speculative.tree import Tree, chain
 from tinyflash.speculative.verify import verify
 from tinyflash.stopping import StopStrings, stop_strings, stop_tokens
+from tinyflash.taps import Tap
 from tinyflash.token_ids import token_ids
 from tinyflash.transformer import no_tap
 
 
-def greedy(model, ids, new_tokens):
+def greedy(model: Any, ids: Sequence[int], new_tokens: int) -> list[int]:
     """The likeliest continuation, token by token: what every faster way must reproduce.
 
     It does not look for the end of the text; `Generation` does.
 
     ids : list of int;  returns: list of int, `new_tokens` long
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> model.tokenizer.decode(greedy(model, model.encode("To be, or not to"), 3))
+    ' be a great'
     """
     ids = list(ids)
     for _ in range(new_tokens):
@@ -46,19 +56,25 @@ class Generation:
 
     Set `tap` before the first piece, and it is shown the tensors of every pass, and draft.* of
     every step (taps.py).
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> generation = model.generate("To be, or not to", max_new_tokens=3, temperature=0)
+    >>> "".join(generation), generation.stop_reason, generation.counts.passes
+    (' be a great', 'length', 3)
     """
 
     def __init__(
         self,
-        model,
-        prompt_ids,
-        sampling=None,
+        model: Any,
+        prompt_ids: Sequence[int],
+        sampling: Sampling | None = None,
         *,
-        max_new_tokens=128,
-        stop=(),
-        drafter=None,
-        cache=None,
-    ):
+        max_new_tokens: int = 128,
+        stop: str | Sequence[str] = (),
+        drafter: Drafter | None = None,
+        cache: KVCache | None = None,
+    ) -> None:
         """
         prompt_ids     : list of int, at least one; the first cache.length of them are cached
         sampling       : settings.Sampling, how the next token is chosen; None for the likeliest
@@ -99,7 +115,7 @@ class Generation:
         text = self.text if len(self.text) <= 40 else self.text[:39] + "…"
         return f"<Generation: {len(self.ids)} of {self.max_new_tokens} tokens, {ended}, {text!r}>"
 
-    def choose(self, logits, step):
+    def choose(self, logits: np.ndarray, step: Sequence[int]) -> np.ndarray:
         """The distribution of the next token, by all that the text holds.
 
         logits : (V,);  step : the tokens that this step has added to `ids`, list of int
@@ -125,7 +141,7 @@ class Generation:
             "generate it again."
         )
 
-    def close(self):
+    def close(self) -> None:
         """End it as it is. Its cache may then be used for another text."""
         self._pieces.close()
 
@@ -221,8 +237,15 @@ class Generation:
         self.tap("draft.accepted", np.array(verdict.path, dtype=np.int64))
 
 
-def check_request(generation):
-    """Raise a ValueError, one sentence, where no text can be made of what was asked for."""
+def check_request(generation: Generation) -> None:
+    """Raise a ValueError, one sentence, where no text can be made of what was asked for.
+
+    >>> import tinyflash
+    >>> tinyflash.load("default").generate("Why?", max_new_tokens=-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: The number of new tokens must be 0 or more, not -1.
+    """
     prompt, context = len(generation.prompt_ids), generation.model.config.context
     if generation.max_new_tokens is None or generation.max_new_tokens < 0:
         raise ValueError(
@@ -242,23 +265,43 @@ def check_request(generation):
         )
 
 
-def prefill(model, ids, cache, tap=no_tap):
+def prefill(
+    model: Any, ids: Sequence[int], cache: KVCache, tap: Tap = no_tap
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute a prompt, a few hundred tokens at a time, into the cache.
 
     ids : all of the prompt; the first cache.length of them are cached already
     returns: (V,) logits after the last token; (D,) its hidden state, see `compute`
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> cache = model.new_cache()
+    >>> logits, hidden = prefill(model, [5, 6, 7], cache)
+    >>> cache.length, logits.shape, hidden.shape
+    (3, (2048,), (192,))
     """
     for first in range(cache.length, len(ids), PREFILL):
         logits, hidden = compute(model, ids[first : first + PREFILL], cache, tap)
     return logits[-1], hidden[-1]
 
 
-def compute(model, ids, cache, tap=no_tap, tree=None):
+def compute(
+    model: Any,
+    ids: Sequence[int],
+    cache: KVCache | None,
+    tap: Tap = no_tap,
+    tree: Tree | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """One forward pass: (T, V) logits, and the hidden states (T, D) that they are read off.
 
     Those are what the final norm gives; the last layer's output where there is no such norm.
 
     ids, cache, tap, tree : as for Model.logits
+
+    >>> import tinyflash
+    >>> logits, hidden = compute(tinyflash.load("default"), [5, 6, 7], None)
+    >>> logits.shape, hidden.shape
+    ((3, 2048), (3, 192))
     """
     config, seen = model.config, {}
     last = "final_norm" if config.final_norm else f"layers.{config.layers - 1}.resid_post"

@@ -70,6 +70,10 @@ class Recommended:
     settings : dict of `Sampling`'s names, values as the file has them, nulls left out
     ignored  : dict of what the file also says and tinyflash does not do
     misplaced: dict of what config.json says of generating, where transformers 5 looks no longer
+
+    >>> makers = Recommended(samples=True, settings={"temperature": 0.6, "top_k": 20})
+    >>> makers.sampling({"top_k": 5}).top_k, makers.sampling({}).temperature
+    (5, 0.6)
     """
 
     source: str = ""
@@ -136,12 +140,20 @@ class Recommended:
 
 
 def listed(settings: dict) -> str:
-    """Settings in one line: `top_k = 20, num_beams = 4`."""
+    """Settings in one line: `top_k = 20, num_beams = 4`.
+
+    >>> listed({"top_k": 20, "num_beams": 4})
+    'top_k = 20, num_beams = 4'
+    """
     return ", ".join(f"{name} = {short(value)}" for name, value in settings.items())
 
 
-def short(value):
-    """A value of the file in few letters."""
+def short(value: object) -> str:
+    """A value of the file in few letters.
+
+    >>> short([1, 2, 3])
+    '[1, 2, 3]'
+    """
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -153,6 +165,14 @@ def read_recommended(path: Path, context: int) -> Recommended:
     context : of the model; a max_length beyond it changes nothing
     raises  : ValueError if the file is no JSON object; what its settings mean is looked at when
               they are used
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     file = Path(directory) / "generation_config.json"
+    ...     written = file.write_text('{"do_sample": true, "top_k": 20, "num_beams": 4}')
+    ...     found = read_recommended(Path(directory), context=96)
+    >>> found.settings, found.ignored
+    ({'top_k': 20}, {'num_beams': 4})
     """
     file = path / "generation_config.json"
     said = without_nulls(file)
@@ -169,16 +189,24 @@ def read_recommended(path: Path, context: int) -> Recommended:
     return Recommended(str(file), samples, settings, changing(said, neutral), misplaced)
 
 
-def without_nulls(file):
-    """A JSON dictionary without the names whose value is null; empty if there is no such file."""
+def without_nulls(file: Path) -> dict:
+    """A JSON dictionary without the names whose value is null; empty if there is no such file.
+
+    >>> without_nulls(Path("no such file"))
+    {}
+    """
     if not file.is_file():
         return {}
     said = read_json(file)
     return {name: value for name, value in said.items() if value is not None}
 
 
-def changing(said, neutral):
-    """Of the settings in `neutral`, those that are said and not neutral."""
+def changing(said: dict, neutral: dict) -> dict:
+    """Of the settings in `neutral`, those that are said and not neutral.
+
+    >>> changing({"num_beams": 4, "typical_p": 1}, IGNORED)
+    {'num_beams': 4}
+    """
     return {
         name: said[name]
         for name, value in neutral.items()

@@ -6,7 +6,7 @@ OVERSAMPLED = 16  # directions more than wanted, so that the wanted ones come ou
 ITERATIONS = 2  # of the subspace; training mends what they leave
 
 
-def truncated_svd(matrix, rank, seed=0):
+def truncated_svd(matrix: np.ndarray, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The best rank-R copy of a matrix, nearly: matrix ≈ up down, the rows of down orthonormal.
 
     Subspace iteration: random directions are multiplied by MᵀM and made orthonormal again, a few
@@ -15,6 +15,11 @@ def truncated_svd(matrix, rank, seed=0):
 
     matrix : (F, D);  rank : R ≤ min(F, D)
     returns: down (R, D), up (F, R), float32
+
+    >>> matrix = np.outer(np.arange(6), np.arange(4)).astype(np.float32)  # of rank one
+    >>> down, up = truncated_svd(matrix, rank=1)
+    >>> down.shape, up.shape, bool(np.allclose(up @ down, matrix, atol=1e-4))
+    ((1, 4), (6, 1), True)
     """
     F, D = matrix.shape
     width = min(rank + OVERSAMPLED, F, D)

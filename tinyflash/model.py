@@ -1,16 +1,20 @@
 """A model as people hold it in their hands: load it, look at its logits, let it write."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinyflash.chat import Chat
 from tinyflash.checkpoint.entries import Checkpoint
-from tinyflash.checkpoint.mapped import files_behind, refuse_changed
+from tinyflash.checkpoint.mapped import MappedFile, files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.config import ModelConfig
@@ -25,6 +29,8 @@ from tinyflash.kv_cache import KVCache
 from tinyflash.progress import Progress, quiet
 from tinyflash.settings import Sampling
 from tinyflash.speculative.drafters import drafter_for
+from tinyflash.speculative.tree import Tree
+from tinyflash.taps import Tap
 from tinyflash.token_ids import token_ids
 from tinyflash.tokenizer import Tokenizer, tokenizer_of
 from tinyflash.transformer import forward, no_tap
@@ -45,6 +51,10 @@ class Model:
     eos_ids   : tokens that end a text
     recommended : how its makers would have texts made: the default of `generate` and `chat`
     flash     : the engine that reads the feed-forwards from flash, or None if all is in DRAM
+
+    >>> model = load("default")
+    >>> model.logits([5, 6]).shape, model.config.family, model.encode("To be")
+    ((2, 2048), 'opt', [2, 55, 82, 301])
     """
 
     name: str
@@ -64,11 +74,17 @@ class Model:
         return f"<Model {self.name!r}: {self.config.family}, {layers}, {held}{flash}>"
 
     @cached_property
-    def files(self):
+    def files(self) -> list[MappedFile]:
         """The files that its weights are mapped from, to which nobody may write meanwhile."""
         return files_behind([*self.weights.values(), *(self.flash.factors if self.flash else ())])
 
-    def logits(self, ids, cache=None, tap=None, tree=None):
+    def logits(
+        self,
+        ids: Sequence[int],
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+        tree: Tree | None = None,
+    ) -> np.ndarray:
         """Logits after each of the tokens.
 
         ids   : ints (T,), T ≥ 1
@@ -120,7 +136,7 @@ class Model:
                 self.flash.end()
         return logits
 
-    def keep(self, cache, start, path):
+    def keep(self, cache: KVCache, start: int, path: Sequence[int]) -> None:
         """Of a tree that was computed last, from token number `start` on, keep an accepted path.
 
         path : increasing ints, nodes of the tree
@@ -139,12 +155,12 @@ class Model:
             f"the way went beyond {self.dtype}'s range; these weights make no working model."
         )
 
-    def new_cache(self, tokens=64):
+    def new_cache(self, tokens: int = 64) -> KVCache:
         """An empty KV cache for this model, with room for `tokens`; it grows as needed."""
         self.reserve(tokens)
         return KVCache(self.config, self.flash.kv_dtype if self.flash else self.dtype, tokens)
 
-    def reserve(self, tokens):
+    def reserve(self, tokens: int) -> None:
         """See that the KV cache of so many tokens fits the memory allowed, if any is.
 
         raises: ValueError if it does not
@@ -152,7 +168,7 @@ class Model:
         if self.flash:
             self.flash.make_room_for_kv_cache(min(tokens, self.config.context))
 
-    def generate(self, prompt, **settings):
+    def generate(self, prompt: str | Sequence[int], **settings: Any) -> Generation:
         """A Generation: iterate over it for pieces of text.
 
         prompt   : str (encoded with the tokens that begin a text), or a list of token ids
@@ -167,11 +183,11 @@ class Model:
         generation.tap = tap
         return generation
 
-    def drafter(self, word, width=None, length=None):
+    def drafter(self, word: object, width: int | None = None, length: int | None = None) -> Any:
         """The drafter that a word means, at work for this model; see speculative/drafters.py."""
         return drafter_for(self, word, load, width, length)
 
-    def settled(self, settings):
+    def settled(self, settings: dict) -> dict[str, Any]:
         """The settings as Generation takes them, with what the model's makers recommend.
 
         What they recommend and tinyflash does not do is said, once, as a warning.
@@ -185,7 +201,7 @@ class Model:
             warnings.warn(ignored, stacklevel=1)
         return {"sampling": sampling, "drafter": drafter, **given}
 
-    def encode(self, text):
+    def encode(self, text: str | Sequence[int]) -> list[int]:
         """Token ids of a text, a list of int; a list of ids passes through, once it is checked.
 
         raises: ValueError for ids that are none, and where there is no tokenizer for a text
@@ -199,7 +215,7 @@ class Model:
             )
         return self.tokenizer.encode(text)
 
-    def chat(self, system=None, template=None):
+    def chat(self, system: str | None = None, template: str | None = None) -> Chat:
         """A conversation that keeps its KV cache from turn to turn.
 
         system  : a text that the model is told before all else, or None
@@ -208,7 +224,7 @@ class Model:
         return Chat(self, system, template)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of all weights that are kept; a matrix under two names counts once."""
         if self.flash:
             return self.flash.nbytes
@@ -216,7 +232,13 @@ class Model:
 
 
 def load(
-    source, *, memory=None, mode=None, k=None, dtype="float32", progress: Progress = quiet
+    source: str | Path,
+    *,
+    memory: str | int | None = None,
+    mode: str | None = None,
+    k: int | None = None,
+    dtype: str = "float32",
+    progress: Progress = quiet,
 ) -> Model:
     """Open a model.
 
@@ -230,6 +252,9 @@ def load(
     dtype  : "float32", or "float64" for proofs
     progress : shown the steps, as terminal.progress; by default nobody is
     raises : ValueError or OSError, one sentence each, for everything that can be wrong with it
+
+    >>> load("default").logits([5]).dtype, load("default", dtype="float64").logits([5]).dtype
+    (dtype('float32'), dtype('float64'))
     """
     if dtype not in DTYPES:
         raise ValueError(f"A model computes in float32 or float64, not in {dtype!r}.")
@@ -265,8 +290,14 @@ def load(
     )
 
 
-def refuse_without_flash(source, **settings):
-    """Raise a ValueError if a setting of flash was given where all weights stay in DRAM."""
+def refuse_without_flash(source: object, **settings: object) -> None:
+    """Raise a ValueError if a setting of flash was given where all weights stay in DRAM.
+
+    >>> refuse_without_flash("default", mode="windowed", k=None)
+    Traceback (most recent call last):
+        ...
+    ValueError: default is to be opened with all weights in DRAM, where mode has no effect; ...
+    """
     given = [name for name, value in settings.items() if value is not None]
     if given:
         raise ValueError(

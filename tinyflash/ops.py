@@ -259,9 +259,9 @@ def rotary(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.
     x : (..., T, heads, K);  positions : int (T,);  frequencies : (half,), half ≤ K/2
 
     >>> x = np.array([[[1, 0, 0, 5]]], dtype=np.float64)  # one token, one head, K = 4
-    >>> quarter = np.array([math.pi / 2], dtype=np.float32)  # turns the pair (0, 2) alone
+    >>> quarter = np.array([math.pi / 2], dtype=np.float32)  # one pair: numbers 0 and 1
     >>> (rotary(x, np.array([1], dtype=np.int64), quarter).round(3) + 0).tolist()
-    [[[0.0, 0.0, 1.0, 5.0]]]
+    [[[0.0, 1.0, 0.0, 5.0]]]
     """
     half = len(frequencies)
     angles = positions[:, None].astype(np.float32) * frequencies  # (T, half)

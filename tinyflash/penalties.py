@@ -27,6 +27,10 @@ def penalized(
     logits : (V,);  sampling : sampling.Sampling;  prompt, new : lists of int
     returns: float64 (V,), or the logits as they are where nothing is penalized
     raises : ValueError if no token is left to say
+
+    >>> sampling = Sampling(repetition_penalty=2.0, suppress_tokens=(2,))
+    >>> penalized(np.array([4, 4, 4], dtype=np.float64), sampling, prompt=[0], new=[]).tolist()
+    [2.0, 4.0, -inf]
     """
     if not sampling.penalizes:
         return logits
@@ -100,5 +104,9 @@ def completing_ngrams(ids: np.ndarray, n: int) -> np.ndarray:
 
 
 def without(logits: np.ndarray, tokens: Ids) -> np.ndarray:
-    """Logits with -inf for these tokens; those that the vocabulary has not are passed over."""
+    """Logits with -inf for these tokens; those that the vocabulary has not are passed over.
+
+    >>> without(np.array([1, 2], dtype=np.float64), [1, 99]).tolist()
+    [1.0, -inf]
+    """
     return np.where(np.isin(np.arange(len(logits), dtype=np.int64), tokens), -np.inf, logits)

@@ -20,6 +20,10 @@ def next_distribution(
     prompt, new : lists of int
     returns: float64 (V,), sums to 1
     raises : ValueError if penalties leave no token to say
+
+    >>> logits = np.array([2.0, 1.0], dtype=np.float64)
+    >>> next_distribution(logits, Sampling(repetition_penalty=4.0), prompt=[0], new=[]).tolist()
+    [0.0, 1.0]
     """
     logits = penalized(logits, sampling, prompt, new)
     return distribution(
@@ -75,6 +79,10 @@ def draw(p: np.ndarray, rng: np.random.Generator) -> int:
     """One token drawn from the distribution: the first whose cumulated probability exceeds u.
 
     p : float64 (V,);  rng : np.random.Generator;  returns: int
+
+    >>> rng = np.random.default_rng(0)
+    >>> [draw(np.array([0.5, 0.0, 0.5], dtype=np.float64), rng) for _ in range(6)]
+    [2, 0, 0, 0, 2, 2]
     """
     cumulated = np.cumsum(p)
     return int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))

@@ -1,6 +1,9 @@
 """The settings by which a text is made, and the sentences for those that mean nothing."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -61,6 +64,9 @@ def whole(name: str, value: object) -> int | None:
     """A setting that counts something, as an int: 20.0 is 20, and None stays None.
 
     raises: ValueError for what is no whole number
+
+    >>> whole("top_k", 20.0), whole("seed", None)
+    (20, None)
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
@@ -76,6 +82,9 @@ def number(name: str, value: object) -> float | None:
     """A setting as a float; None stays None.
 
     raises: ValueError for what is no number: "50", True
+
+    >>> number("temperature", 1), number("top_p", None)
+    (1.0, None)
     """
     if value is None:
         return None
@@ -87,10 +96,13 @@ def number(name: str, value: object) -> float | None:
         return math.inf
 
 
-def ids_of(tokens):
+def ids_of(tokens: Iterable[int]) -> tuple[int, ...]:
     """Token ids as a tuple of int.
 
     raises: ValueError for what is no list of them
+
+    >>> ids_of([3, 5])
+    (3, 5)
     """
     try:
         ids = None if isinstance(tokens, (str, bytes)) else tuple(tokens)
@@ -101,13 +113,23 @@ def ids_of(tokens):
     return tuple(int(id) for id in ids)
 
 
-def is_id(value):
-    """Whether a value could be the id of a token."""
+def is_id(value: object) -> bool:
+    """Whether a value could be the id of a token.
+
+    >>> [is_id(value) for value in (3, True, -1, 3.0)]
+    [True, False, False, False]
+    """
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
 
 
-def check_cuts(sampling):
-    """Raise a ValueError for a temperature, top_k, top_p or min_p that leaves no distribution."""
+def check_cuts(sampling: Sampling) -> None:
+    """Raise a ValueError for a temperature, top_k, top_p or min_p that leaves no distribution.
+
+    >>> Sampling(top_p=1.5)
+    Traceback (most recent call last):
+        ...
+    ValueError: top-p is a share of probability above 0 and up to 1, not 1.5.
+    """
     temperature, top_k, top_p, min_p = (
         getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")
     )
@@ -128,8 +150,14 @@ def check_cuts(sampling):
         )
 
 
-def check_penalties(sampling):
-    """Raise a ValueError for penalties that are none."""
+def check_penalties(sampling: Sampling) -> None:
+    """Raise a ValueError for penalties that are none.
+
+    >>> Sampling(repetition_penalty=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: The repetition penalty must be above 0 (1 changes nothing), not 0.0.
+    """
     penalty, rows = sampling.repetition_penalty, sampling.no_repeat_ngram
     if penalty is None or not 0 < penalty < math.inf:
         raise ValueError(

@@ -7,6 +7,10 @@ class StopStrings:
     stop  : tuple of strings
     held  : text that was added and not yet given out
     found : whether a stop string appeared; what is held then stays so
+
+    >>> text = StopStrings(("\\n\\n",))
+    >>> [text.add(piece) for piece in ("one\\n", "two\\n", "\\nthree")], text.found
+    (['one', '\\ntwo', ''], True)
     """
 
     def __init__(self, stop: tuple[str, ...]):
@@ -25,13 +29,21 @@ class StopStrings:
 
 
 def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the first stop string begins in `text`, or None."""
+    """Where the first stop string begins in `text`, or None.
+
+    >>> first_stop("one. Two! Three.", ("!", "."))
+    3
+    """
     places = [text.find(stop_text) for stop_text in stop if stop_text in text]
     return min(places) if places else None
 
 
 def possible_stop(text: str, stop: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` with which a stop string begins."""
+    """Length of the longest end of `text` with which a stop string begins.
+
+    >>> possible_stop("this is the EN", ("END",))
+    2
+    """
     longest = 0
     for stop_text in stop:
         for length in range(1, min(len(stop_text), len(text)) + 1):
@@ -44,6 +56,9 @@ def stop_strings(stop: object) -> tuple[str, ...]:
     """Stop strings as a tuple; one string is one of them.
 
     raises: ValueError if one is empty, or no string
+
+    >>> stop_strings("END"), stop_strings(["a", "b"])
+    (('END',), ('a', 'b'))
     """
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):

@@ -4,14 +4,16 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from tinyflash.progress import quiet
+from tinyflash.progress import Report, quiet
 from tinyflash.streams import fit_for, harmless, is_terminal, note, say, write_out
 
 __all__ = ["json_line", "note", "progress", "say", "table", "waiting"]
@@ -20,7 +22,7 @@ ERRORS = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def waiting(what):
+def waiting(what: str) -> Iterator[None]:
     """A spinner while something of unknown length goes on."""
     if not ERRORS.is_terminal:
         yield
@@ -30,7 +32,7 @@ def waiting(what):
 
 
 @contextmanager
-def progress(what, unit=None):
+def progress(what: str, unit: str | None = None) -> Iterator[Report]:
     """A bar with the time left; gives the function report(done, total, **numbers).
 
     Without a unit it is a spinner, for what nobody can count. Numbers (loss=2.1) stand behind the
@@ -58,8 +60,17 @@ def progress(what, unit=None):
         yield report
 
 
-def table(title, header, rows):
-    """A table on standard output."""
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output.
+
+    >>> table("Sizes", ["what", "MB"], [["weights", 1.5]])  # doctest: +NORMALIZE_WHITESPACE
+    Sizes
+    ┏━━━━━━━━━┳━━━━━┓
+    ┃ what    ┃ MB  ┃
+    ┡━━━━━━━━━╇━━━━━┩
+    │ weights │ 1.5 │
+    └─────────┴─────┘
+    """
 
     def cell(value):  # no markup: a name may hold [brackets]
         return Text(fit_for(sys.stdout, str(value)))
@@ -76,13 +87,21 @@ def table(title, header, rows):
     write_out(page.getvalue())
 
 
-def json_line(result):
-    """A result as one JSON object on a line of standard output; what is not finite becomes null."""
+def json_line(result: object) -> None:
+    """A result as one JSON object on a line of standard output; what is not finite becomes null.
+
+    >>> json_line({"loss": float("nan"), "steps": 3})
+    {"loss": null, "steps": 3}
+    """
     write_out(json.dumps(finite(result), allow_nan=False) + "\n")
 
 
-def finite(value):
-    """A JSON value in which None stands for the floats that JSON has no words for."""
+def finite(value: Any) -> Any:
+    """A JSON value in which None stands for the floats that JSON has no words for.
+
+    >>> finite({"loss": [1.0, float("inf")]})
+    {'loss': [1.0, None]}
+    """
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

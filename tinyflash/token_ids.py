@@ -36,7 +36,11 @@ def token_ids(ids: object, vocab_size: int) -> np.ndarray:
 
 
 def short(value: object) -> str:
-    """A value in few letters, for a message."""
+    """A value in few letters, for a message.
+
+    >>> short("many " * 20)
+    "'many many many many many many many m…"
+    """
     if isinstance(value, int) and abs(value) >= 10**30:
         return "of more than 30 digits"
     text = " ".join(repr(value).split())

@@ -1,11 +1,22 @@
 """Text to token ids and back: a thin face over the `tokenizers` package."""
 
+from __future__ import annotations
+
 import re
 import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyflash import files
 from tinyflash.chat_template import default_template, render
+from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.native import native
+
+if TYPE_CHECKING:  # these import the `tokenizers` package
+    from tokenizers import Tokenizer as Backend
+
+    from tinyflash.checkpoint.backends import Words
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary of words spells other bytes so
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -22,11 +33,23 @@ class Tokenizer:
     chat_template: Jinja source, a dict of several by name, or None if the model was not trained to
                    converse
     named        : what a chat template calls the special tokens: {"bos_token": "<s>"}
+
+    >>> import tinyflash
+    >>> tokenizer = tinyflash.load("default").tokenizer
+    >>> ids = tokenizer.encode("To be")
+    >>> tokenizer.decode(ids), tokenizer.bos_id in ids
+    ('To be', True)
     """
 
     def __init__(
-        self, backend, bos_id=None, eos_ids=(), chat_template=None, named=None, tidy=False
-    ):
+        self,
+        backend: Backend,
+        bos_id: int | None = None,
+        eos_ids: Iterable[int] = (),
+        chat_template: str | dict[str, str] | None = None,
+        named: dict[str, str] | None = None,
+        tidy: bool = False,
+    ) -> None:
         """Wrap a `tokenizers.Tokenizer`, whose post-processor says what is put before a text.
 
         named: None for the spellings of bos_id and the first of eos_ids
@@ -52,11 +75,11 @@ class Tokenizer:
         return f"<Tokenizer: {self.vocab_size:,} tokens>"
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         """Number of tokens; the model's V may be larger, padded to a round number."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text, *, add_special_tokens=True):
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text: list of int.
 
         add_special_tokens: put before it what the model expects there (False for a rendered chat,
@@ -70,7 +93,7 @@ class Tokenizer:
         with native("This model's tokenizer fails on the text ({}); take another copy of it."):
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def framed(self, text):
+    def framed(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Token ids of a text, apart from those that stand before and after every text.
 
         returns: before, ids, after: lists of int. Of an empty text all that there is stands before
@@ -82,14 +105,14 @@ class Tokenizer:
         end = next((i for i in range(len(ids), start, -1) if not put[i - 1]), len(ids))
         return ids[:start], ids[start:end], ids[end:]
 
-    def special_tokens_in(self, text):
+    def special_tokens_in(self, text: str) -> list[int]:
         """Ids of the special tokens that a text spells; no decoded text holds them. List of int."""
         id = self.backend.token_to_id(text)
         found = [id] if id is not None else self.encode(text, add_special_tokens=False)
         spelling = self.backend.id_to_token
         return [id for id in found if id in self.special_ids and spelling(id) in text]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out; bytes that are no UTF-8 become U+FFFD.
 
         raises: ValueError if the tokenizer fails on them
@@ -100,11 +123,16 @@ class Tokenizer:
             text = text.replace(spaced, spaced.strip())
         return text
 
-    def decode_stream(self):
+    def decode_stream(self) -> DecodeStream:
         """A DecodeStream for one text in the making."""
         return DecodeStream(self)
 
-    def render_chat(self, messages, add_generation_prompt=True, template=None):
+    def render_chat(
+        self,
+        messages: Sequence[dict],
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+    ) -> str:
         """The text that a conversation is for the model, by its chat template.
 
         messages             : dicts with "role" and "content"
@@ -138,15 +166,21 @@ class DecodeStream:
 
     What `step` and `flush` return, put together, equals `decode` of all the ids. (The `tokenizers`
     package's own DecodeStream has no flush, so bytes that never become UTF-8 are lost.)
+
+    >>> import tinyflash
+    >>> tokenizer = tinyflash.load("default").tokenizer
+    >>> stream = tokenizer.decode_stream()
+    >>> [stream.step(id) for id in tokenizer.encode("é!")], stream.flush()
+    (['', '', 'é', '!'], '')
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids = []  # those of the last piece, as context, and those after it
         self.shown = 0  # characters of decode(ids) that were given out
         self.pending = 0  # how many ids came after the last piece
 
-    def step(self, id):
+    def step(self, id: int) -> str:
         """The piece of text that one more token completes, often empty."""
         id = int(id)
         if id in self.tokenizer.special_ids:
@@ -163,7 +197,7 @@ class DecodeStream:
             return ""
         return self._give_out(text)
 
-    def flush(self):
+    def flush(self) -> str:
         """What is left when no token will follow: unfinished characters as U+FFFD."""
         return self._give_out(self.tokenizer.decode(self.ids))
 
@@ -178,12 +212,17 @@ class DecodeStream:
         return piece
 
 
-def tokenizer_of(checkpoint):
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer that came with a checkpoint, or None where there is none.
 
     Where the package `tokenizers` is missing, as in a browser, a warning says so.
 
     raises: ValueError for one that is damaged or of a kind that we do not have
+
+    >>> from tinyflash.checkpoint.opening import open_checkpoint
+    >>> from tinyflash.checkpoint.sources import find_model
+    >>> tokenizer_of(open_checkpoint(find_model("default"))).vocab_size
+    2048
     """
     try:
         if not checkpoint.path.is_file():
@@ -204,13 +243,17 @@ def tokenizer_of(checkpoint):
     return None
 
 
-def open_tokenizer(directory):
+def open_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer in a Hugging Face model directory.
 
     directory: holds tokenizer.json, or vocab.json and merges.txt as OPT and GPT-2 were published,
                or vocab.txt as DistilBERT
     raises   : FileNotFoundError if it holds none of them; ValueError if a file is damaged, two
                disagree, or there is only a sentencepiece model
+
+    >>> from tinyflash.checkpoint.sources import find_model
+    >>> open_tokenizer(find_model("default"))
+    <Tokenizer: 2,048 tokens>
     """
     # here and not above, because it imports the `tokenizers` package
     from tinyflash.checkpoint.tokenizer_files import words_of_directory
@@ -218,13 +261,24 @@ def open_tokenizer(directory):
     return tokenizer_from(words_of_directory(directory))
 
 
-def tokenizer_from(words):
-    """The Tokenizer of a checkpoint's Words."""
+def tokenizer_from(words: Words) -> Tokenizer:
+    """The Tokenizer of a checkpoint's Words.
+
+    >>> from tinyflash.checkpoint.sources import find_model
+    >>> from tinyflash.checkpoint.tokenizer_files import words_of_directory
+    >>> words = words_of_directory(find_model("default"))
+    >>> tokenizer_from(words).eos_ids
+    (2,)
+    """
     return Tokenizer(
         words.backend, words.bos_id, words.eos_ids, words.chat_template, words.named, words.tidy
     )
 
 
-def read_json(path):
-    """A JSON dictionary; an empty one if there is no such file; ValueError if it is damaged."""
+def read_json(path: Path) -> dict:
+    """A JSON dictionary; an empty one if there is no such file; ValueError if it is damaged.
+
+    >>> read_json(Path("no such file"))
+    {}
+    """
     return files.read_json(path) if path.is_file() else {}
