@@ -1,11 +1,13 @@
 """The standard streams: harmless on a terminal, untouched in a pipe, and closed or full."""
 
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers_models import OPT_CONFIG, write_model
@@ -184,3 +186,18 @@ def test_standard_error_is_as_it_was_after_a_command(capfd):
     os.write(2, b"mine\n")
     said, mine = capfd.readouterr().err.splitlines()
     assert "no such recording" in said and mine == "mine"
+
+
+WRITERS = {"streams.py", "terminal.py", "one_page.py"}  # the last stands alone
+
+
+def test_nothing_else_writes_to_the_streams():
+    """So that no name or message reaches a terminal past `fit_for`."""
+    package = Path(tinyflash.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] == "data" or path.name in WRITERS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            wrong = called == "print" or called.startswith(("sys.stdout.w", "sys.stderr.w"))
+            assert not wrong, f"{path.name}, line {node.lineno}: use terminal.say or note"

@@ -72,12 +72,12 @@ def write_out(text: str) -> None:
         ) from None
 
 
-def note(line: str) -> None:
+def note(line: str, end: str = "\n") -> None:
     """Write a line beside the result, to standard error; where nobody can read it, it is lost."""
     if sys.stderr is None:  # and print would take standard output
         return
     try:
-        sys.stderr.write(fit_for(sys.stderr, line) + "\n")
+        sys.stderr.write(fit_for(sys.stderr, line) + end)
         sys.stderr.flush()
     except (OSError, ValueError):
         abandon(sys.stderr)

@@ -9,7 +9,6 @@ the model's own size and for bundles of 16 KiB, OPT-6.7B's.
 """
 
 import argparse
-import json
 import operator
 import sys
 from collections import Counter
@@ -211,7 +210,7 @@ def main():
         with terminal.progress("recording", "tokens") as report:
             traces = recorded_activity(model, ids, report)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.note(f"error: {error}")
         sys.exit(2)
     config = model.config
     bundle_bytes = len(parts_of(config)) * config.width * 2  # in 16 bits
@@ -220,7 +219,7 @@ def main():
     result |= {"model": given.model, "tokens": len(ids)}
     result["active"] = float(np.mean([trace.mean() for trace in traces]))
     if given.json:
-        print(json.dumps(result))
+        terminal.json_line(result)
     else:
         show(result, given.model)
 

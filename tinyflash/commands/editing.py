@@ -83,9 +83,7 @@ def with_readline(past):
 
 def read_beside_the_result():
     """Reads a line where standard output is no terminal: the prompt stays out of it."""
-    if sys.stderr is not None:
-        sys.stderr.write(PROMPT)
-        sys.stderr.flush()
+    note(PROMPT, end="")
     return input()
 
 
