@@ -33,8 +33,9 @@ from tinyflash.speculative.redrafter import ReDrafter, embedder
 
 PACKAGE = Path(tinyflash.__file__).parent
 # A generation's own code: files that a model executes, token by token.
-WATCHED = ("flash/", "speculative/", "matrices/", "model.py", "generate.py", "kv_cache.py",
-           "transformer.py", "workers.py", "turns.py")  # fmt: skip
+WATCHED = ("flash/", "speculative/", "matrices/", "model.py", "generate.py", "chat.py",
+           "kv_cache.py", "transformer.py", "sampling.py", "stopping.py", "workers.py",
+           "turns.py")  # fmt: skip
 MODES = ("dense", "naive", "hybrid", "predictor", "window", "all")
 DRAFTERS = ("none", "ngram", "draft", "redrafter")
 PROMPTS = ([2, 50, 60, 70, 50, 60], [2, 9, 9, 200, 31], [2, 120])
@@ -157,7 +158,10 @@ class Subject:
 
     def judge_the_chat(self):
         """The conversation goes on from what was said; then a new one begins."""
-        if self.chat.generation is not None:
+        said = self.chat.messages
+        if said:
+            if [message["role"] for message in said] != ["user", "assistant"]:
+                return f"WRONG conversation {said}"
             made = self.chat.say("a stone", **self.settings(2))
             list(made)
             expected = self.expected(made.prompt_ids, 2)

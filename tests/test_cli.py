@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 import tinyflash
 from tinyflash import cli, terminal
 from tinyflash.cli import main
+from tinyflash.commands import evaluate as evaluation
 from tinyflash.commands import generate as commands
 from tinyflash.commands.answer import peak_dram
 from tinyflash.files import write_whole
@@ -430,7 +432,7 @@ def test_a_state_that_is_written_half_is_not_the_state(lesson, capsys, monkeypat
         ({}, {"text": "short"}, "fewer than one training sequence of 17"),
         ({}, {"text": "empty"}, "The text"),
         ({}, {"heldout": "short"}, "short has"),
-        ({}, {"heldout": "empty"}, "empty has 0 tokens"),
+        ({}, {"heldout": "empty"}, "empty has at most 0 tokens"),
         ({"vocab_size": 9000}, {}, "entries"),
         ({"vocab_size": 100}, {}, "vocabulary of 100 is too small"),
         ({"num_attention_heads": 3}, {}, "8 does not divide into 3 heads"),
@@ -464,6 +466,13 @@ def test_training_that_cannot_be_leaves_nothing_behind(lesson, capsys, config, c
             changes = changes | {option: lesson / changes[option]}
     assert words in refused(capsys, *train_arguments(lesson, **changes))
     assert sorted(lesson.iterdir()) == before
+
+
+def test_a_damaged_tokenizer_of_a_run_is_refused(lesson, capsys):
+    done(capsys, *train_arguments(lesson, steps=1))
+    (lesson / "out.training" / "tokenizer.json").write_text("{")
+    line = refused(capsys, *train_arguments(lesson, steps=1))
+    assert "out.training/tokenizer.json: the tokenizer cannot be read" in line
 
 
 def test_a_sparse_model_needs_relu(lesson, capsys):
@@ -629,6 +638,7 @@ def test_standard_input_that_is_no_text(models, capsys, monkeypatch):
         (["evaluate", "opt", "--choices", "empty"], "no question"),
         (["evaluate", "opt", "--choices", "bytes"], "not in UTF-8"),
         (["evaluate", "opt", "--choices", "half"], "line 2"),
+        (["evaluate", "opt", "--choices", "deep"], "line 1"),
         (["evaluate", "wordless", "--text", "half"], "no tokenizer"),
         (["record", "opt", "--out", "a.safetensors"], "either --text TEXT or --ids"),
         (["record", "opt", "--out", "a.safetensors", "--ids", "1", "--text", "b"], "either"),
@@ -649,6 +659,7 @@ def test_the_other_verbs_refuse_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "deep").write_text("[" * 100_000)
     (tmp_path / "half").write_text('{"context": "a", "choices": ["b"], "answer": 0}\n{"context"')
     before = sorted(tmp_path.iterdir())
     verb, *rest = arguments
@@ -727,6 +738,19 @@ def test_a_mistake_of_ours_is_said_to_be_ours(models, monkeypatch, capsys, fault
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err and "in broken" in err
     assert err.splitlines()[-1].startswith("tinyflash: ")
+
+
+def test_a_warning_is_one_line_in_every_verb(models, monkeypatch, capsys):
+    def warning(source, **settings):
+        warnings.warn("careful", stacklevel=1)
+        warnings.warn("nobody's business", DeprecationWarning, stacklevel=1)
+        raise ValueError("no")
+
+    monkeypatch.setattr(evaluation, "open_model", warning)
+    choices = models["opt"].parent / "choices"
+    choices.write_text('{"context": "a", "choices": ["b", "c"], "answer": 0}\n')
+    assert main(["evaluate", "opt", "--choices", str(choices)]) == 2
+    assert capsys.readouterr().err.splitlines() == ["careful", "tinyflash: no"]
 
 
 def test_debug_shows_where_bad_input_was_found(models, capsys):

@@ -3,6 +3,8 @@
 Here at a few chosen points; at every line and at random moments in tests/campaign/.
 """
 
+import sys
+
 import numpy as np
 import pytest
 from helpers_interrupts import NEW, PACKAGE, PROMPTS, Subject, Trace, write_stores
@@ -172,3 +174,44 @@ def test_a_draft_model_goes_by_what_its_cache_holds(folder, monkeypatch):
         drafter.propose(short)
     monkeypatch.undo()
     assert drafter.propose(long).tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("do", ["say", "clear"])
+def test_a_conversation_is_whole_at_every_bytecode(folder, do):
+    """It is the one before or the one after; never the answer of one to the question of another."""
+    chat = tinyflash.load(folder / "small").chat()
+    settings = {"temperature": 0, "max_new_tokens": 1}
+
+    def interrupted_at(number):
+        seen = 0
+
+        def trace(frame, event, arg):
+            nonlocal seen
+            frame.f_trace_opcodes = True
+            seen += event == "opcode"
+            if seen == number:
+                raise KeyboardInterrupt
+            return trace
+
+        code = getattr(type(chat), do).__code__
+        sys.settrace(lambda frame, event, arg: trace if frame.f_code is code else None)
+        try:
+            chat.say("two", **settings) if do == "say" else chat.clear()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    states = set()
+    for number in range(1, 1000):
+        chat.clear()
+        list(chat.say("one", **settings))
+        before = chat.messages
+        after = [*before, {"role": "user", "content": "two"}, {"role": "assistant", "content": ""}]
+        again = interrupted_at(number)
+        assert chat.messages in (before, after if do == "say" else []), number
+        states.add(len(chat.messages))
+        if not again:
+            break
+    assert number > 20 and len(states) == 2

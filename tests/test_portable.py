@@ -88,7 +88,9 @@ def texts_without_encoding(source):
     """A line for each call that reads or writes a text in the system's encoding."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+        if not isinstance(node, ast.Call) or any(
+            k.arg in ("encoding", None) for k in node.keywords
+        ):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else None
         if isinstance(node.func, ast.Name) and node.func.id == "open":

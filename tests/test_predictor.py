@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -425,16 +425,16 @@ def test_a_window_of_one_token_holds_what_it_uses():
     assert held_by_window([held])["mean"][:3] == [4 / 3, 2.0, 3.0]
 
 
-def options(store, file, **settings):
-    defaults = {
-        "model": str(store.path), "text": [str(file)], "heldout": None, "ranks": "6",
-        "false_negatives": 0.05, "sparsity": None, "epochs": 2, "tokens": None,
-    }  # fmt: skip
-    return SimpleNamespace(**defaults | settings)
+def train(store, file, report=None, **settings):
+    """`train_predictor` on a store and a text; `report` is told of its layers."""
 
+    @contextmanager
+    def progress(what, unit=None):
+        silent = lambda done, total, **numbers: None  # noqa: E731
+        yield report if report and what == "Predictors" else silent
 
-def train(store, file, report=lambda done, total, **numbers: None, **settings):
-    return command.train_predictor(options(store, file, **settings), report)
+    given = {"model": str(store.path), "text": [str(file)], "ranks": "6", "progress": progress}
+    return command.train_predictor(**given | settings)
 
 
 def test_the_command_trains_every_layer(store, text):
@@ -542,7 +542,8 @@ def test_ranks_are_a_number_or_groups(store):
         ({"false_negatives": 1.0}, "--false-negatives is a share"),
         ({"sparsity": -1.0}, "--sparsity is a share"),
         ({"epochs": 0}, "--epochs must be at least 1"),
-        ({"tokens": 100}, "give more text"),
+        ({"tokens": 100}, "--tokens must be at least 320, not 100"),
+        ({"tokens": 400}, "--tokens 400 is 4 sequences of 89 tokens.* give --tokens 1780 or more"),
         ({"text": ["nowhere.txt"]}, "nowhere.txt"),
         ({"model": "nowhere"}, "nowhere"),
     ],
@@ -552,6 +553,37 @@ def test_bad_input_is_one_sentence(store, text, settings, sentence):
     with pytest.raises((ValueError, OSError), match=sentence):
         train(store, text, **settings)
     assert (store.path / "flash.json").read_bytes() == before
+
+
+CHEAP = [
+    *({"tokens": tokens} for tokens in (0, 100, 400, 1779)),
+    *({"ranks": ranks} for ranks in ("0", "99", "6x9", "many")),
+    *({"text": [text]} for text in ("nowhere", "short", "empty")),
+    *({"heldout": text} for text in ("nowhere", "short", "empty")),
+    *({"epochs": 0}, {"sparsity": 2.0}, {"false_negatives": 0.0}),
+    *({"model": model} for model in ("nowhere", "mute", "llama")),
+]
+
+
+@pytest.mark.parametrize("converted_before", [True, False])
+@pytest.mark.parametrize("settings", CHEAP)
+def test_what_can_be_known_is_refused_before_weights_are_read(
+    store, text, settings, converted_before, monkeypatch, tmp_path
+):
+    def too_late(*arguments, **settings):
+        raise AssertionError("the weights were read before it was refused")
+
+    for name in ("open_or_convert", "verify_once", "calibrate", "train_predictors"):
+        monkeypatch.setattr(command, name, too_late)
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "opt", CONFIGS["opt"])
+    write_model(tmp_path / "mute", CONFIGS["opt"], tokenizer=False)
+    write_model(tmp_path / "llama", CONFIGS["llama"])  # in which no neuron rests
+    (tmp_path / "short").write_text("Once")
+    (tmp_path / "empty").write_text("")
+    given = {} if converted_before else {"model": "opt"}
+    with pytest.raises((ValueError, OSError)):
+        train(store, text, **given | settings)
 
 
 def test_a_short_heldout_text_is_refused(store, text, tmp_path):

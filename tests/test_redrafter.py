@@ -401,6 +401,6 @@ def test_it_proposes_the_tree_of_its_beams():
     tree = ReDrafter(drafter, embed_small, 6, 4).propose([1, 3, 2], HIDDEN)
     beams, log_probs = beam_search(drafter, embed_small, HIDDEN, 2, 6, 4)
     packed, unpacker = pack(beams)
-    assert np.array_equal(tree.tokens, packed.tokens) and tree.laws is None
+    assert np.array_equal(tree.tokens, packed.tokens) and tree.drawn_from is None
     assert np.array_equal(tree.log_probs[unpacker], log_probs)
     assert ReDrafter(drafter, embed_small, 6, 1).propose([1, 3, 2], HIDDEN).tokens.tolist() == [2]

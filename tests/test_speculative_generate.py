@@ -404,8 +404,8 @@ def test_a_draft_model_that_lies_about_its_law_would_be_seen():
     class Liar(DraftModel):
         def propose(self, ids, hidden=None):
             tree = super().propose(ids)
-            laws = np.full_like(tree.laws, 0.25)
-            return Tree(tree.tokens, tree.parents, laws=laws)
+            laws = np.full_like(tree.drawn_from, 0.25)
+            return Tree(tree.tokens, tree.parents, drawn_from=laws)
 
     counts, expected = drawn_texts(lambda m, d: Liar(m, d, 2), {"temperature": 1.0})
     assert_another_law(counts, expected)
@@ -449,8 +449,8 @@ def test_a_draft_model_with_another_padding_drafts_what_both_have(folders, model
             lambda logits, step: np.full(len(logits), 1 / len(logits)), np.random.default_rng(seed)
         )
         tree = proposed.propose([2, 5, 6])
-        assert tree.laws.shape == (4, 307) and tree.tokens.max() < min(307, rows)
-        assert np.all(tree.laws[:, rows:] == 0)
+        assert tree.drawn_from.shape == (4, 307) and tree.tokens.max() < min(307, rows)
+        assert np.all(tree.drawn_from[:, rows:] == 0)
 
 
 def test_a_text_that_the_draft_model_cannot_read_is_not_drafted_on(folders, models):

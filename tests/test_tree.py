@@ -151,7 +151,7 @@ def test_what_is_no_tree(tokens, parents):
 
 def test_rows_that_are_not_the_trees():
     with pytest.raises(ValueError, match="3 tokens has 2 rows"):
-        chain([1, 2, 3], laws=np.ones((2, 4)))
+        chain([1, 2, 3], drawn_from=np.ones((2, 4)))
 
 
 # Prompt lookup: the drafter that copies.

@@ -1,15 +1,17 @@
 """Turns: one at a time, and whoever was interrupted, or stayed behind in a fork, holds none."""
 
+import ast
 import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinyflash import workers
+from tinyflash import turns, workers
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.turns import LOOK_AGAIN, Turn
 from tinyflash.workers import OneBlasThread, blas_libraries, pool
@@ -161,6 +163,21 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads():
     finally:
         leave.set()
         holder.join()
+
+
+def test_nothing_is_yielded_while_a_turn_is_held():
+    """A generator that waits does not run, so that another would take its turn."""
+    held = 0
+    for file in Path(turns.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.With):
+                continue
+            what = " ".join(ast.unparse(item.context_expr).lower() for item in node.items)
+            if "turn" in what or "blas" in what:
+                held += 1
+                inside = [n for statement in node.body for n in ast.walk(statement)]
+                assert not any(isinstance(n, ast.Yield | ast.YieldFrom) for n in inside), file
+    assert held > 10
 
 
 @pytest.fixture

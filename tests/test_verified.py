@@ -17,8 +17,9 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.checkpoint import cache, noted
 from tinyflash.checkpoint.cache import one_at_a_time, private_directory
+from tinyflash.checkpoint.hub import SMALL_FILES
 from tinyflash.checkpoint.opening import open_checkpoint
-from tinyflash.checkpoint.sources import SMALL_FILES, find_model
+from tinyflash.checkpoint.sources import find_model
 from tinyflash.cli import main
 from tinyflash.commands.common import open_model
 from tinyflash.flash.predictor import Predictor

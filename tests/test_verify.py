@@ -113,8 +113,8 @@ def verify_many(tree, laws, uniforms):
             undecided, p = np.flatnonzero(node == here), laws[here]
             node[undecided] = -1
             everyone = undecided
-            for child in tree.children[here] if tree.laws is not None else []:
-                token, q = tree.tokens[child], tree.laws[child]
+            for child in tree.children[here] if tree.drawn_from is not None else []:
+                token, q = tree.tokens[child], tree.drawn_from[child]
                 accepted = take(undecided) * q[token] < p[token]
                 said[undecided[accepted], depth] = token
                 undecided, left = undecided[~accepted], np.maximum(p - q, 0)
@@ -155,7 +155,7 @@ def first_tokens(p, q, draws, seed=1):
     rng, counts = np.random.default_rng(seed), Counter()
     for drafted, times in enumerate(rng.multinomial(draws, q)):
         if times:
-            tree = chain([0, drafted], laws=np.stack([q, q]))
+            tree = chain([0, drafted], drawn_from=np.stack([q, q]))
             counts += counted(verify_many(tree, [p, p], rng.random((times, 3))), 1)
     return counts
 
@@ -178,7 +178,7 @@ def test_drafts_are_accepted_as_often_as_can_be():
         rng, accepted = np.random.default_rng(2), 0
         for drafted, times in enumerate(rng.multinomial(DRAWS, q)):
             if times:
-                tree = chain([0, drafted], laws=np.stack([q, q]))
+                tree = chain([0, drafted], drawn_from=np.stack([q, q]))
                 said = verify_many(tree, [p, p], rng.random((times, 3)))
                 accepted += int(np.sum(said[:, 1] >= 0))  # the step went on behind the draft
         assert abs(accepted / DRAWS - np.minimum(p, q).sum()) < 0.01, name
@@ -202,7 +202,7 @@ def test_p_is_what_temperature_top_k_and_top_p_leave(sampling):
     assert np.count_nonzero(p) < len(p)
     assert_same_law(first_tokens(p, q, DRAWS), as_law(p))
     for drafted in range(len(p)):  # and `verify` takes its p from the logits so
-        tree = chain([0, drafted], laws=np.stack([q, q]))
+        tree = chain([0, drafted], drawn_from=np.stack([q, q]))
         for row in np.random.default_rng(drafted).random((100, 3)):
             verdict = verify(
                 tree, [LOGITS, LOGITS], lambda row, step: distribution(row, **sampling), Row(row)
@@ -252,7 +252,8 @@ class Beams:
 
 
 class Sampled:
-    """A smaller model that draws each token of a tree from its own law after those above it.
+    """A smaller model that draws each token of a tree from its own distribution, after those above.
+
 
     Siblings are drawn independently, and may be the same token.
     """
@@ -276,7 +277,7 @@ class Sampled:
         ):
             if count:
                 tokens = np.array([node[-1] for node in nodes], dtype=np.int64)
-                yield Tree(tokens, self.parents, laws=np.stack([laws[0], *laws])), count
+                yield Tree(tokens, self.parents, drawn_from=np.stack([laws[0], *laws])), count
 
 
 MODEL = RandomModel(3, seed=1)
@@ -300,7 +301,7 @@ def test_many_draws_at_once_say_what_verify_says_one_by_one(name):
     if name in LAWS:
         (p, q), rng = LAWS[name], np.random.default_rng(0)
         drafts = [draw(q, rng) for _ in range(20)]
-        cases = [(chain([0, token], laws=np.stack([q, q])), [p, p]) for token in drafts]
+        cases = [(chain([0, token], drawn_from=np.stack([q, q])), [p, p]) for token in drafts]
     else:
         model, propose = PROPOSALS[name]
         trees = [tree for tree, _ in propose((0,), 200, np.random.default_rng(0))]
@@ -317,7 +318,7 @@ def test_a_second_draft_of_the_same_law_helps():
     p, q = np.array([0.5, 0.3, 0.2]), np.full(3, 1 / 3)
     rng, accepted = np.random.default_rng(5), 0
     for x, y in itertools.product(range(3), repeat=2):
-        tree = Tree(np.array([0, x, y]), np.array([-1, 0, 0]), laws=np.stack([q, q, q]))
+        tree = Tree(np.array([0, x, y]), np.array([-1, 0, 0]), drawn_from=np.stack([q, q, q]))
         accepted += np.sum(verify_many(tree, [p, p, p], rng.random((DRAWS // 9, 6)))[:, 1] >= 0)
     assert accepted / (DRAWS // 9 * 9) == pytest.approx(5 / 6 + 1 / 6 / 3, abs=0.005)
 
@@ -488,14 +489,14 @@ def test_logits_of_another_tree():
 
 
 def test_a_law_of_another_vocabulary():
-    tree = chain([0, 1], laws=np.full((2, 3), 1 / 3))
+    tree = chain([0, 1], drawn_from=np.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match="drafter knows 3 tokens and the model 4"):
         verify(tree, np.zeros((2, 4), dtype=np.float32), as_they_are, np.random.default_rng(0))
 
 
 def test_a_draft_that_its_own_law_forbids():
-    tree = chain([0, 1], laws=np.array([[1, 0, 0], [1, 0, 0]], dtype=np.float64))
-    with pytest.raises(ValueError, match="proposed token 1, to which its own law gives no prob"):
+    tree = chain([0, 1], drawn_from=np.array([[1, 0, 0], [1, 0, 0]], dtype=np.float64))
+    with pytest.raises(ValueError, match="proposed token 1, to which its own distribution"):
         verify(tree, np.zeros((2, 3), dtype=np.float32), as_they_are, np.random.default_rng(0))
 
 

@@ -66,7 +66,7 @@ class Chat:
                   refuses it
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = self._render(messages)
+        rendered = self._render(messages, self.system)
         ids = self.model.tokenizer.encode(rendered, add_special_tokens=False)
         if self.generation is not None:
             self.cached_ids = [*self.generation.prompt_ids, *self.generation.ids]
@@ -80,7 +80,7 @@ class Chat:
         if self.generation is not None:
             self.generation.close()  # the cache is another's from here on
         self.cache.truncate(kept)
-        self.answered, self.generation = messages, generation
+        vars(self).update(answered=messages, generation=generation)  # Ctrl-C finds both or none
         return generation
 
     def tell(self, system: str | None) -> None:
@@ -88,25 +88,21 @@ class Chat:
 
         raises: ValueError if the template leaves it out; what was told before then stays
         """
-        before, self.system = self.system, system
-        try:
-            self._render([*self.messages, {"role": "user", "content": "?"}])
-        except ValueError:
-            self.system = before
-            raise
+        self._render([*self.messages, {"role": "user", "content": "?"}], system)
+        self.system = system
 
     def clear(self) -> None:
         """Forget what was said; `system` stays."""
         if self.generation is not None:
             self.generation.close()
-        self.answered, self.generation, self.cached_ids = [], None, []
+        vars(self).update(answered=[], generation=None, cached_ids=[])
         self.cache.truncate(0)
 
-    def _render(self, messages):
+    def _render(self, messages, system):
         """The text of the conversation, `system` first."""
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        text = self.model.tokenizer.render_chat([*system, *messages], template=self.template)
-        if system and self.system.strip() not in text:
+        told = [] if system is None else [{"role": "system", "content": system}]
+        text = self.model.tokenizer.render_chat([*told, *messages], template=self.template)
+        if told and system.strip() not in text:
             raise ValueError(
                 "This model's chat template leaves a system message out; put what it says into the "
                 "question, or give another template with --chat-template FILE."

@@ -191,7 +191,7 @@ def read_questions(path: str | Path) -> list[dict]:
                 and all(isinstance(choice, str) for choice in question["choices"])
                 and question["answer"] in range(len(question["choices"]))
             )
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):  # or nested too deep
             fits = False
         if not fits:
             raise ValueError(

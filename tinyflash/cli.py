@@ -14,6 +14,7 @@ from pathlib import Path
 import tinyflash
 from tinyflash.commands import bench, completion, convert, evaluate, generate, oracle, train
 from tinyflash.commands.arguments import DEBUG, Parser, with_defaults
+from tinyflash.commands.common import warnings_as_notes
 from tinyflash.commands.effects import refuse_idle
 from tinyflash.streams import (
     abandon,
@@ -42,7 +43,8 @@ def run(arguments):
         try:
             options = with_defaults(parser().parse_args(arguments))
             refuse_idle(options)
-            code = options.verb(options) or 0
+            with warnings_as_notes():
+                code = options.verb(options) or 0
         finally:
             say("", end="")  # what is still held back; of argparse, too, which then exits
         return code

@@ -230,7 +230,7 @@ def refuse_foreign(path: str | Path, ours: Callable[[Path], bool], what: str) ->
         return
     try:
         same = ours(path)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         same = False
     if not same:
         raise ValueError(

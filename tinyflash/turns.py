@@ -54,6 +54,8 @@ class Claim:
 class Turn:
     """What one function at a time does: `with turn:` around its body, and nothing caught there.
 
+    Nor is anything yielded: a generator does not run while it waits.
+
     >>> turn = Turn("This model")
     >>> with turn:
     ...     print("nobody else")

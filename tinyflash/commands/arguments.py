@@ -1,6 +1,7 @@
 """How verbs add their arguments to the command: what is given, its default, and how it refuses."""
 
 import argparse
+from dataclasses import fields
 
 from tinyflash.flash.feed_forward import MODES
 from tinyflash.streams import note
@@ -42,6 +43,11 @@ def with_defaults(options):
     """The parsed arguments with the defaults of those left out; `given` names the others."""
     given = {name for name in vars(options) if name in options.defaults}
     return argparse.Namespace(**{**options.defaults, **vars(options)}, given=given)
+
+
+def chosen(options, settings):
+    """What the parsed arguments say of the fields of a dataclass: dict name -> value."""
+    return {field.name: getattr(options, field.name) for field in fields(settings)}
 
 
 def group_of_verbs(verbs, name, help):

@@ -53,6 +53,7 @@ def ids_of(text, option):
 def warnings_as_notes():
     """What the library warns of is said in one line on standard error, each sentence once."""
     with warnings.catch_warnings():
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning)
         warnings.showwarning = lambda message, *place, **more: terminal.note(str(message))
         yield

@@ -7,7 +7,6 @@ from tinyflash.commands.common import (
     flash_settings,
     open_model,
     standard_input,
-    warnings_as_notes,
 )
 from tinyflash.commands.effects import refuse_idle_seed
 from tinyflash.commands.sampling import add_sampling, sampling_of, say_recommended
@@ -50,16 +49,15 @@ def generate(options):
         **given,
     }
     say_recommended(model.recommended, given)
-    with warnings_as_notes():
-        if not options.chat:
-            show(model.generate(prompt, **settings), options)
-            return
-        chat = model.chat(options.system, template)
+    if not options.chat:
+        show(model.generate(prompt, **settings), options)
+        return
+    chat = model.chat(options.system, template)
 
-        def answer(question):
-            show(chat.say(question, **settings), options)
+    def answer(question):
+        show(chat.say(question, **settings), options)
 
-        if prompt is None:
-            converse(chat, answer)
-        else:
-            answer(prompt)
+    if prompt is None:
+        converse(chat, answer)
+    else:
+        answer(prompt)

@@ -1,7 +1,7 @@
 """`tinyflash train`: language models, activity predictors, drafters."""
 
 from tinyflash import terminal
-from tinyflash.commands.arguments import group_of_verbs, verb
+from tinyflash.commands.arguments import chosen, group_of_verbs, verb
 
 
 def arguments(verbs):
@@ -77,10 +77,17 @@ def drafter_arguments(trains):
 
 def train_language_model(options):
     """`tinyflash train lm`"""
-    from tinyflash.training.run import train_lm
+    from tinyflash.training.run import Settings, train_lm
 
-    with terminal.progress("Training", "steps") as report:
-        result = train_lm(options, report)
+    result = train_lm(
+        options.config,
+        options.text,
+        options.out,
+        start=options.start,
+        heldout=options.heldout,
+        progress=terminal.progress,
+        **chosen(options, Settings),
+    )
     if options.json:
         terminal.json_line(result)
     else:
@@ -89,10 +96,15 @@ def train_language_model(options):
 
 def train_predictor(options):
     """`tinyflash train predictor`"""
-    from tinyflash.flash.training.run import train_predictor
+    from tinyflash.flash.training.run import Settings, train_predictor
 
-    with terminal.progress("Predictors", "layers") as report:
-        result = train_predictor(options, report)
+    result = train_predictor(
+        options.model,
+        options.text,
+        heldout=options.heldout,
+        progress=terminal.progress,
+        **chosen(options, Settings),
+    )
     if options.json:
         terminal.json_line(result)
         return
@@ -109,10 +121,17 @@ def train_predictor(options):
 
 def train_drafter(options):
     """`tinyflash train drafter`"""
-    from tinyflash.speculative.training.run import train_drafter
+    from tinyflash.speculative.training.run import Settings, train_drafter
 
-    with terminal.progress("Drafter", "examples, then steps") as report:
-        result = train_drafter(options, report)
+    result = train_drafter(
+        options.model,
+        options.text,
+        options.out,
+        distill=options.distill,
+        heldout=options.heldout,
+        progress=terminal.progress,
+        **chosen(options, Settings),
+    )
     if options.json:
         terminal.json_line(result)
         return

@@ -12,6 +12,9 @@ class StepCounts:
     drafted       : tokens proposed
     accepted      : of these, tokens that the model agreed with
     draft_seconds : spent on proposing
+
+    >>> StepCounts(passes=4, steps=3, drafted=12, accepted=6).tokens_per_step
+    3.0
     """
 
     passes: int = 0
@@ -21,16 +24,16 @@ class StepCounts:
     draft_seconds: float = 0.0
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """Tokens that the steps yielded: each the accepted ones and one of the model's own."""
         return self.accepted + self.steps
 
     @property
-    def tokens_per_step(self):
+    def tokens_per_step(self) -> float | None:
         """1 for plain decoding; None where there was no step."""
         return self.tokens / self.steps if self.steps else None
 
-    def describe(self):
+    def describe(self) -> str:
         """One line for people, where there was a step."""
         return (
             f"{self.accepted} of {self.drafted} drafted tokens accepted in {self.steps} steps: "

@@ -9,13 +9,18 @@ numbers of rows: Qwen2.5 has 151,936 at 0.5B and 152,064 at 7B. The draft draws 
 both have; q is 0 for the others.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 from tinyflash.checks import is_count
 from tinyflash.kv_cache import PREFILL, common_length
 from tinyflash.sampling import distribution, draw
 from tinyflash.speculative.drafter import Drafter
-from tinyflash.speculative.tree import chain
+from tinyflash.speculative.tree import Tree, chain
 from tinyflash.turns import Turn
 
 
@@ -26,12 +31,20 @@ class DraftModel(Drafter):
     length : most tokens to propose
     V      : rows of the larger model's vocabulary;  shared : those that the draft model has, too
     cached : the tokens that its cache holds, or the first of them
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> tree = DraftModel(model, model, length=3).propose(model.encode("Once upon a"))
+    >>> tree.tokens.tolist() == model.encode("Once upon a")[-1:] + tree.tokens[1:].tolist()
+    True
+    >>> len(tree), tree.drawn_from.shape == (4, model.config.vocab_size)
+    (4, True)
     """
 
-    def __init__(self, model, draft, length=4):
+    def __init__(self, model: Any, draft: Any, length: int = 4):
         """
-        model, draft : models with the same words
-        raises       : ValueError if their words differ, the draft model is an encoder, or length
+        model, draft : Models with the same tokens
+        raises       : ValueError if their tokens differ, the draft model is an encoder, or length
                        is below 1
         """
         if not is_count(length):
@@ -44,14 +57,16 @@ class DraftModel(Drafter):
         self.V = model.config.vocab_size
         self.shared = min(self.V, draft.config.vocab_size)
         self.cache = draft.new_cache()
-        self.cached = []
+        self.cached: list[int] = []
         self.turn = Turn("This drafter")
         self.begin(lambda logits, step: distribution(logits, 0), np.random.default_rng(0))
 
     def __repr__(self):
         return f"<DraftModel: {self.length} tokens by {self.draft!r}>"
 
-    def begin(self, choose, rng):
+    def begin(
+        self, choose: Callable[[np.ndarray, list[int]], np.ndarray], rng: np.random.Generator
+    ) -> None:
         """Draw as a text that begins now is drawn.
 
         choose : function ((V,) logits, tokens drafted so far) -> float64 (V,) distribution
@@ -60,7 +75,7 @@ class DraftModel(Drafter):
         self.choose = choose
         self.rng = rng
 
-    def propose(self, ids, hidden=None):
+    def propose(self, ids: Sequence[int], hidden: np.ndarray | None = None) -> Tree:
         """A chain after the last token, with the distributions it was drawn from.
 
         It is shorter where the draft model's context ends, and then the last token alone; as it is
@@ -78,16 +93,17 @@ class DraftModel(Drafter):
     def _chain(self, ids, length):
         """`propose`, when it is our turn: `length` tokens, one after the other."""
         logits = self._read(list(ids))
-        tokens, laws = [ids[-1]], []
+        tokens, drawn_from = [ids[-1]], []
         while True:
             q = self.choose(logits[: self.shared], tokens[1:])
-            laws.append(np.pad(q, (0, self.V - self.shared)))  # (V,)
-            tokens.append(draw(laws[-1], self.rng))
-            if len(laws) == length:
+            drawn_from.append(np.pad(q, (0, self.V - self.shared)))  # (V,)
+            tokens.append(draw(drawn_from[-1], self.rng))
+            if len(drawn_from) == length:
                 break
             logits = self.draft.logits(tokens[-1:], self.cache)[-1]
             self.cached.append(tokens[-1])
-        return chain(tokens, laws=np.stack([laws[0], *laws]))  # nobody looks at the root's
+        # Nobody looks at the root's row.
+        return chain(tokens, drawn_from=np.stack([drawn_from[0], *drawn_from]))
 
     def _read(self, ids):
         """Compute what the cache does not hold of the text: (V,) logits after its last token."""
@@ -101,10 +117,14 @@ class DraftModel(Drafter):
         return logits
 
 
-def check_vocabulary(model, draft):
+def check_vocabulary(model: Any, draft: Any) -> None:
     """See that two models mean the same by every token id that both have.
 
     raises: ValueError if not, or if nothing says so
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> check_vocabulary(model, model)  # says nothing
     """
     words = [m.tokenizer and m.tokenizer.backend.get_vocab() for m in (model, draft)]
     sizes = [m.config.vocab_size for m in (model, draft)]

@@ -15,8 +15,14 @@ class Drafter(Protocol):
 
     Name it as the base class, and only `propose` has to be written.
 
-    spare_nodes : most tokens that a tree of its has beyond one path: the KV cache holds them for
+    spare_nodes : most tokens that one of its trees has beyond one path: the KV cache holds them for
                   a step
+
+    >>> class Echo(Drafter):
+    ...     def propose(self, ids, hidden=None):
+    ...         return chain([ids[-1], ids[-1]])  # the last token, and then the same again
+    >>> Echo().propose([4, 7]).tokens.tolist()
+    [7, 7]
     """
 
     spare_nodes: int = 0
@@ -26,6 +32,7 @@ class Drafter(Protocol):
 
         choose : function ((V,) logits, tokens drafted so far) -> float64 (V,) distribution
         """
+        return None
 
     def propose(self, ids: Sequence[int], hidden: np.ndarray | None = None) -> Tree:
         """What may come next.
@@ -38,12 +45,12 @@ class Drafter(Protocol):
 
 
 class NoDrafter(Drafter):
-    """Plain decoding: nothing is proposed."""
+    """Plain decoding: nothing is proposed.
 
-    def propose(self, ids, hidden=None):
-        """The tree of the last token alone.
+    >>> NoDrafter().propose([5, 9]).tokens.tolist()
+    [9]
+    """
 
-        >>> NoDrafter().propose([5, 9]).tokens.tolist()
-        [9]
-        """
+    def propose(self, ids: Sequence[int], hidden: np.ndarray | None = None) -> Tree:
+        """The tree of the last token alone."""
         return chain(ids[-1:])

@@ -4,9 +4,12 @@ Checkpoints are directories with a config.json and weights as in Hugging Face's 
 port of that code uses the same names, and may add `emb_norm.weight`, which nothing reads.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,9 @@ class DrafterConfig:
     layers     : draft layers, at least 0
     rnn        : False for drafters whose state is the mere sum of the embeddings
     raises     : ValueError if a size is not a whole number
+
+    >>> DrafterConfig(vocab_size=50, width=8, exit_width=16, layers=1).rnn
+    True
     """
 
     vocab_size: int
@@ -57,20 +63,28 @@ class DrafterConfig:
 
 @dataclass(frozen=True)
 class DrafterNetwork:
-    """The network: sizes, and its weights by the names of `weight_shapes`."""
+    """The network: sizes, and its weights by the names of `weight_shapes`.
+
+    >>> DrafterNetwork(DrafterConfig(vocab_size=50, width=8, exit_width=16, layers=1), {})
+    <Drafter: 1 layers of width 16, 50 tokens>
+    """
 
     config: DrafterConfig
-    weights: dict
+    weights: dict[str, Any]
 
     def __repr__(self):
         sizes = f"{self.config.layers} layers of width {self.config.exit_width}"
         return f"<Drafter: {sizes}, {self.config.vocab_size:,} tokens>"
 
 
-def weight_shapes(config):
-    """Names and shapes of a drafter's weights: dict name -> shape, each (out, in) or (out,)."""
+def weight_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a drafter's weights: dict name -> shape, each (out, in) or (out,).
+
+    >>> weight_shapes(DrafterConfig(vocab_size=50, width=8, exit_width=16, layers=0, rnn=False))
+    {'lm_head.0.weight': (50, 16)}
+    """
     V, D, E = config.vocab_size, config.width, config.exit_width
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     if E != 2 * D:
         shapes |= {"input_proj.weight": (E, 2 * D), "input_proj.bias": (E,)}
     for i in range(config.layers):
@@ -81,13 +95,17 @@ def weight_shapes(config):
     return shapes
 
 
-def load_drafter(directory, dtype=np.float32):
+def load_drafter(directory: str | Path, dtype: Any = np.float32) -> DrafterNetwork:
     """The drafter in a directory, as the released code, its MLX port or `save_drafter` write it.
 
     16-bit matrices stay so and are decoded as they are multiplied.
 
     returns: DrafterNetwork
     raises : FileNotFoundError, ValueError if it is not there, damaged or not a drafter
+
+    >>> from tinyflash.checkpoint.sources import embedded
+    >>> load_drafter(embedded("tiny-opt-drafter"))
+    <Drafter: 1 layers of width 384, 2,048 tokens>
     """
     checkpoint = open_checkpoint(directory)
     keys = checkpoint.config
@@ -126,17 +144,33 @@ def load_drafter(directory, dtype=np.float32):
     return DrafterNetwork(config, weights)
 
 
-def save_drafter(directory, drafter, dtype="float32"):
+def save_drafter(directory: str | Path, drafter: DrafterNetwork, dtype: str = "float32") -> None:
     """Write a drafter as the released code does, which can load it: weights first, config last.
 
     dtype : "float16" or "float32", of the file
     raises: ValueError if a weight does not fit float16's range
+
+    >>> import tempfile
+    >>> config = DrafterConfig(vocab_size=5, width=2, exit_width=4, layers=0, rnn=False)
+    >>> drafter = DrafterNetwork(config, {"lm_head.0.weight": np.ones((5, 4), dtype=np.float32)})
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_drafter(directory, drafter)
+    ...     load_drafter(directory)
+    <Drafter: 0 layers of width 4, 5 tokens>
     """
     write_files(drafter_files(directory, drafter, dtype), parents=True)
 
 
-def drafter_files(directory, drafter, dtype="float32"):
-    """What `save_drafter` writes, for `files.write_files`: dict path -> content."""
+def drafter_files(
+    directory: str | Path, drafter: DrafterNetwork, dtype: str = "float32"
+) -> dict[Path, Any]:
+    """What `save_drafter` writes, for `files.write_files`: dict path -> content.
+
+    >>> config = DrafterConfig(vocab_size=5, width=2, exit_width=4, layers=0, rnn=False)
+    >>> drafter = DrafterNetwork(config, {"lm_head.0.weight": np.ones((5, 4), dtype=np.float32)})
+    >>> [path.name for path in drafter_files("out", drafter)]
+    ['model.safetensors', 'config.json']
+    """
     config, tensors = drafter.config, {}
     for name in weight_shapes(config):
         weight = drafter.weights[name]

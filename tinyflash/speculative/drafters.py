@@ -1,6 +1,10 @@
 """Which drafter is meant: none, prompt lookup, ReDrafter, or a smaller model."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.speculative.draft_model import DraftModel
@@ -13,7 +17,13 @@ from tinyflash.tokenizer import read_json
 EMBEDDED = "tiny-opt-drafter"  # the default model's, in data/
 
 
-def drafter_for(model, drafter, load, width=None, length=None) -> Drafter:
+def drafter_for(
+    model: Any,
+    drafter: Drafter | str | Path | None,
+    load: Callable[..., Any],
+    width: int | None = None,
+    length: int | None = None,
+) -> Drafter:
     """The drafter that a word means, at work for `model`.
 
     drafter : None or "none"; "ngram", prompt lookup; "redrafter", the embedded one; the directory
@@ -22,11 +32,16 @@ def drafter_for(model, drafter, load, width=None, length=None) -> Drafter:
     width   : beams of ReDrafter;  length : of a draft, see each drafter; None for what it likes
     raises  : ValueError or FileNotFoundError, one sentence, if there is none such, it was made
               for another model, or width or length mean nothing to it
+
+    >>> import tinyflash
+    >>> model = tinyflash.load("default")
+    >>> drafter_for(model, "ngram", tinyflash.load, length=5)
+    PromptLookup(longest=3, length=5)
     """
     if drafter is not None and not isinstance(drafter, str | Path):
         return drafter
-    sizes = {"width": width, "length": length}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
+    wanted = {"width": width, "length": length}
+    sizes = {name: size for name, size in wanted.items() if size is not None}
     if drafter is None or drafter == "none":
         if sizes:
             raise ValueError("Nothing is drafted without a drafter; leave width and length out.")
@@ -43,14 +58,22 @@ def drafter_for(model, drafter, load, width=None, length=None) -> Drafter:
     return DraftModel(model, load(drafter, dtype=str(model.dtype)), **sizes)
 
 
-def is_redrafter(path):
-    """Whether a directory holds a ReDrafter drafter, by its config.json."""
+def is_redrafter(path: str | Path) -> bool:
+    """Whether a directory holds a ReDrafter drafter, by its config.json.
+
+    >>> is_redrafter(embedded("tiny-opt-drafter")), is_redrafter(embedded("tiny-opt"))
+    (True, False)
+    """
     config = Path(path).expanduser() / "config.json"
     return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE
 
 
-def redrafter_directory(drafter):
-    """Where the drafter lies: the directory given, or the embedded one for "redrafter"."""
+def redrafter_directory(drafter: str | Path) -> Path:
+    """Where the drafter lies: the directory given, or the embedded one for "redrafter".
+
+    >>> redrafter_directory("redrafter").name
+    'tiny-opt-drafter'
+    """
     if drafter != "redrafter":
         return Path(drafter).expanduser()
     try:

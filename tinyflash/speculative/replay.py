@@ -4,13 +4,14 @@ With it the machinery can be measured on models that have nothing to say: synthe
 real shape have no drafter, but a token that is verified costs them what it costs a real model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tinyflash.checks import is_count
 from tinyflash.speculative.drafter import Drafter
-from tinyflash.speculative.tree import chain
+from tinyflash.speculative.tree import Tree, chain
 
 
 @dataclass
@@ -25,9 +26,13 @@ class Replay(Drafter):
     vocab_size : of the model; a wrong token is any other of its tokens
     seed       : of the errors
     raises     : ValueError if one of these is out of its range
+
+    >>> replay = Replay([5, 6, 7, 8, 9], alpha=1, length=3, vocab_size=10)
+    >>> replay.propose([5, 6]).tokens.tolist()  # the last token, and what follows it
+    [6, 7, 8, 9]
     """
 
-    text: list
+    text: list[int]
     alpha: float
     length: int
     vocab_size: int
@@ -43,7 +48,7 @@ class Replay(Drafter):
             raise ValueError("There is no wrong token in a vocabulary of one.")
         self.rng = np.random.default_rng(self.seed)
 
-    def propose(self, ids, hidden=None):
+    def propose(self, ids: Sequence[int], hidden: np.ndarray | None = None) -> Tree:
         """A chain after the last token; that token alone where the recording ends.
 
         ids : ints, all tokens so far;  hidden : not looked at
@@ -54,6 +59,10 @@ class Replay(Drafter):
         return chain([ids[-1], *np.where(wrong, (right + other) % self.vocab_size, right)])
 
 
-def expected_tokens(alpha, length):
-    """Tokens a step in the mean: 1 + α + … + α^N = (1 - α^(N+1)) / (1 - α).  (§3.1, equation 1)"""
+def expected_tokens(alpha: float, length: int) -> float:
+    """Tokens a step in the mean: 1 + α + … + α^N = (1 - α^(N+1)) / (1 - α).  (§3.1, equation 1)
+
+    >>> expected_tokens(0.5, 4)
+    1.9375
+    """
     return sum(alpha**n for n in range(length + 1))

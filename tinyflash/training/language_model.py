@@ -133,10 +133,10 @@ def train(config, text, recipe, directory, *, initial=None, workers=WORKERS, rep
     raises    : ValueError if the text is shorter than one sequence, or the state in `directory`
                 is of another model or recipe
     """
-    check_lengths(config, text.ids, recipe)
+    check_lengths(config, text, recipe)
     run = begin_or_resume(
         directory,
-        {"config": asdict(config), "recipe": asdict(recipe)},
+        description_of(config, recipe),
         lambda: random_weights(config, recipe.seed) if initial is None else initial,
         penalty=0.0 if recipe.active_share is None else 0.2,
     )
@@ -152,6 +152,11 @@ def train(config, text, recipe, directory, *, initial=None, workers=WORKERS, rep
         settings = {"save_every": SAVE_EVERY, "report": report, "at_save": held_out}
         curve = run.train(recipe, steps, **settings)
     return run.weights, curve
+
+
+def description_of(config, recipe):
+    """What the state of a run says of it: see `loop.begin_or_resume`."""
+    return {"config": asdict(config), "recipe": asdict(recipe)}
 
 
 def step_gradients(weights, kept, config, ids, recipe, executor):
@@ -191,18 +196,24 @@ def sequences_per_part(recipe):
     return max(n for n in range(1, most + 1) if recipe.batch % n == 0)
 
 
-def check_lengths(config, ids, recipe):
-    """Raise a ValueError, one sentence, unless sequences fit the text and the model."""
-    if len(ids) <= recipe.length:
-        raise ValueError(
-            f"The text has {len(ids)} tokens, fewer than one training sequence of "
-            f"{recipe.length + 1}; give more text or train on shorter sequences."
-        )
+def check_length(config, recipe):
+    """Raise a ValueError, one sentence, if a sequence does not fit the model."""
     if recipe.length > config.context:
         raise ValueError(
             f"A training sequence of {recipe.length} tokens does not fit the model's context of "
             f"{config.context}; train on shorter ones."
         )
+
+
+def check_lengths(config, text, recipe):
+    """Raise a ValueError, one sentence, unless sequences fit the text and the model."""
+    check_length(config, recipe)
+    for name, ids in (("The text", text.ids), ("The held-out text", text.heldout)):
+        if ids is not None and len(ids) <= recipe.length:
+            raise ValueError(
+                f"{name} has {len(ids)} tokens, fewer than one training sequence of "
+                f"{recipe.length + 1}; give more text or train on shorter sequences."
+            )
 
 
 def next_penalty(penalty, active, wanted):

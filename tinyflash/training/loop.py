@@ -16,7 +16,7 @@ from tinyflash.training.optimizers import (
     clip_by_global_norm,
     cosine_schedule,
 )
-from tinyflash.training.run_files import load_state, save_state
+from tinyflash.training.run_files import load_state, save_state, saved_run
 from tinyflash.workers import OneBlasThread
 
 Arrays = dict[str, np.ndarray]
@@ -141,18 +141,25 @@ def begin_or_resume(
     begins      : what else is kept, and what it is at the beginning
     raises      : ValueError if the run in `directory` has another description
     """
-    description = json.loads(json.dumps(description))
+    refuse_other_run(directory, description)
     saved, weights = load_state(directory), initial()
     if saved is None:
         kept = {"step": 0, "seconds": 0.0, "curve": [], **begins, **description}
         return Run(Path(directory), weights, adamw_init(weights), kept)
     found, optimizer, kept = saved
-    for part, wanted in description.items():
+    # In the order of computation again: the gradient's norm is a sum in this order.
+    return Run(Path(directory), {name: found[name] for name in weights}, optimizer, kept)
+
+
+def refuse_other_run(directory: str | Path, description: dict) -> None:
+    """Raise a ValueError if the run in a directory, if any, has another description."""
+    kept = saved_run(directory)
+    if kept is None:
+        return
+    for part, wanted in json.loads(json.dumps(description)).items():
         differ = [name for name, value in wanted.items() if kept.get(part, {}).get(name) != value]
         if differ:
             raise ValueError(
                 f"{directory} holds a run whose {part} differs in {', '.join(differ)}; "
                 "resume it with its own settings, or train into another directory."
             )
-    # In the order of computation again: the gradient's norm is a sum in this order.
-    return Run(Path(directory), {name: found[name] for name in weights}, optimizer, kept)

@@ -1,8 +1,8 @@
 """`tinyflash train lm`: from a config.json and text files to a model directory."""
 
 import json
-import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,72 +13,149 @@ from tinyflash.directories import own_directory
 from tinyflash.families import read_config
 from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
 from tinyflash.ops import dense
-from tinyflash.training.language_model import Recipe, Text, check_lengths, train
+from tinyflash.progress import quiet
+from tinyflash.training.language_model import (
+    Recipe,
+    Text,
+    check_length,
+    check_lengths,
+    description_of,
+    train,
+)
+from tinyflash.training.loop import refuse_other_run
+from tinyflash.training.refusals import (
+    refuse_below,
+    refuse_no_rate,
+    refuse_no_share,
+    refuse_short,
+)
 from tinyflash.training.run_files import STATE
 from tinyflash.training.vocabulary import (
+    DOCUMENT_BREAK,
     encode_documents,
     tokenizer_files,
     train_tokenizer,
     write_tokenizer,
 )
 from tinyflash.weights import checkpoint_files, load_weights
+from tinyflash.workers import WORKERS
 
 CURVE, RUN = "training_curve.json", "run.json"
 WHAT = "training a language model"
 
 
-def train_lm(options, report):
-    """Train as the command line says; the model directory appears complete or not at all.
+@dataclass(frozen=True)
+class Settings:
+    """How a language model is trained.
 
-    Beside `--out` stands `DIR.training`, the state of the run, from which the same command
-    resumes; the tokenizer is trained on the text, or taken from there.
-
-    options : the parsed arguments
-    report  : function (done, total, **numbers), for progress
-    returns : dict for the summary
-    raises  : ValueError or OSError, one sentence, for bad input; nothing is written then
+    steps, batch, seed : see `loop.Recipe`
+    length        : tokens of a sequence; None for as many as the model's context has
+    learning_rate : after the warm-up; at the end it is a tenth of that
+    active_share  : wanted share of firing FFN neurons, or None
+    workers       : threads; their number does not change the result
     """
-    hf_config = read_json(options.config)
-    config = read_config(hf_config)
-    start = Path(options.start) if options.start else None
-    initial = None if start is None else plain_weights(start, config)
-    text = "\n\n</s>\n\n".join(map(read_text, options.text))
-    heldout = read_text(options.heldout) if options.heldout else None
-    recipe = recipe_of(options, config)
-    out, state = Path(options.out), Path(f"{options.out}.training")
 
-    refuse_foreign_model(out)
-    with own_directory(state, is_state, WHAT):
-        tokenizer_file = (start or state) / "tokenizer.json"
-        if start or tokenizer_file.exists():
-            tokenizer = whole_tokenizer(tokenizer_file)
-        else:
-            tokenizer = train_tokenizer(text, config.vocab_size)
-        ids = encode_documents(tokenizer, text)
-        check_lengths(config, ids, recipe)
-        heldout_ids = None if heldout is None else encode_documents(tokenizer, heldout)
-        if heldout is not None and len(heldout_ids) <= recipe.length:
+    steps: int = 2000
+    batch: int = 16
+    length: int | None = None
+    learning_rate: float = 2e-3
+    active_share: float | None = None
+    seed: int = 0
+    workers: int = WORKERS
+
+    def __post_init__(self):
+        refuse_below(1, steps=self.steps, batch=self.batch, workers=self.workers)
+        refuse_below(1, length=self.length)
+        refuse_below(0, seed=self.seed)
+        refuse_no_rate(learning_rate=self.learning_rate)
+        refuse_no_share(active_share=self.active_share)
+
+    def recipe(self, config):
+        """The Recipe for a model; ValueError for one that cannot be followed."""
+        if self.active_share is not None and config.activation != "relu":
             raise ValueError(
-                f"{options.heldout} has {len(heldout_ids)} tokens, fewer than one sequence of "
-                f"{recipe.length + 1}; give more held-out text or train on shorter sequences."
+                f"--active-share needs an activation that can be exactly zero, relu, and the "
+                f"config has {config.activation}."
             )
+        recipe = Recipe(
+            steps=self.steps,
+            batch=self.batch,
+            length=self.length or config.context,
+            peak=self.learning_rate,
+            floor=self.learning_rate / 10,
+            warmup=max(1, min(200, self.steps // 10)) if self.steps > 1 else 0,
+            active_share=self.active_share,
+            seed=self.seed,
+        )
+        check_length(config, recipe)
+        return recipe
+
+
+def train_lm(config, text, out, *, start=None, heldout=None, progress=quiet, **settings):
+    """Train a language model; the model directory appears complete or not at all.
+
+    Beside `out` stands `OUT.training`, the state of the run, from which the same call resumes; the
+    tokenizer is trained on the text, or taken from there.
+
+    config   : a config.json: the model's sizes;  text : list of text files
+    start    : a model directory whose weights and words it begins with, or None
+    heldout  : a text file for validation, or None
+    settings : of Settings, as steps=100
+    returns  : dict for the summary
+    raises   : ValueError or OSError, one sentence, for bad input; nothing is written then
+    """
+    wanted, hf_config = Settings(**settings), read_json(config)
+    config = read_config(hf_config)
+    recipe = wanted.recipe(config)
+    out, state = Path(out), Path(f"{Path(out)}.training")
+    refuse_foreign_model(out)
+    whole = DOCUMENT_BREAK.join(map(read_text, text))
+    refuse_short("The text", whole, recipe.length)
+    apart = None if heldout is None else read_text(heldout)
+    if heldout is not None:
+        refuse_short(heldout, apart, recipe.length)
+    with own_directory(state, is_state, WHAT):
+        refuse_other_run(state, description_of(config, recipe))
+        initial = None if start is None else plain_weights(Path(start), config)
+        with progress("Learning the vocabulary"):
+            tokenizer = tokenizer_for(start or state, start is not None, whole, config)
+            learned = Text(*(ids_of(tokenizer, part) for part in (whole, apart)))
+        check_lengths(config, learned, recipe)
         write_json(state / RUN, {"what": WHAT})
         write_tokenizer(tokenizer, config.context, state)
-        weights, curve = train(
-            config,
-            Text(ids, heldout_ids),
-            recipe,
-            state,
-            initial=initial,
-            workers=options.workers,
-            report=lambda row: report(
-                row["step"], recipe.steps, loss=row["loss"], active=row["active"]
-            ),
-        )
+        with progress("Training", "steps") as report:
+            weights, curve = train(
+                config,
+                learned,
+                recipe,
+                state,
+                initial=initial,
+                workers=wanted.workers,
+                report=lambda row: report(
+                    row["step"], recipe.steps, loss=row["loss"], active=row["active"]
+                ),
+            )
         refuse_foreign_model(out)
         files = tokenizer_files(tokenizer, config.context, out) | {out / CURVE: curve_text(curve)}
         write_files(files | checkpoint_files(out, hf_config, config, weights), parents=True)
-    last = curve[-1]
+    return summary(out, curve[-1])
+
+
+def tokenizer_for(directory, given, text, config):
+    """The tokenizer of a directory; trained on the text if it is not given and there is none."""
+    file = Path(directory) / "tokenizer.json"
+    if given or file.exists():
+        return whole_tokenizer(file)
+    return train_tokenizer(text, config.vocab_size)
+
+
+def ids_of(tokenizer, text):
+    """A text as one row of token ids, or None for none."""
+    return None if text is None else encode_documents(tokenizer, text)
+
+
+def summary(out, last):
+    """What the command says of a training, whose last step noted this."""
     return {
         "out": str(out),
         "steps": last["step"],
@@ -113,34 +190,6 @@ def refuse_foreign_model(out):
 def is_curve(path):
     """Whether a file is a loss curve, as `curve_text` writes it."""
     return all({"step", "loss"} <= row.keys() for row in json.loads(read_text(path)))
-
-
-def recipe_of(options, config):
-    """The Recipe that the arguments describe; ValueError for one that cannot be followed."""
-    for name in ("steps", "batch", "workers"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}.")
-    if options.length is not None and options.length < 1:
-        raise ValueError(f"--length must be at least 1, not {options.length}.")
-    if not (options.learning_rate > 0 and math.isfinite(options.learning_rate)):
-        raise ValueError(f"--learning-rate must be above 0, not {options.learning_rate}.")
-    if options.active_share is not None and not 0 < options.active_share < 1:
-        raise ValueError(f"--active-share is a share between 0 and 1, not {options.active_share}.")
-    if options.active_share is not None and config.activation != "relu":
-        raise ValueError(
-            f"--active-share needs an activation that can be exactly zero, relu, and the config "
-            f"has {config.activation}."
-        )
-    return Recipe(
-        steps=options.steps,
-        batch=options.batch,
-        length=options.length or config.context,
-        peak=options.learning_rate,
-        floor=options.learning_rate / 10,
-        warmup=max(1, min(200, options.steps // 10)) if options.steps > 1 else 0,
-        active_share=options.active_share,
-        seed=options.seed,
-    )
 
 
 def plain_weights(directory, config):

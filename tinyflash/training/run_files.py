@@ -26,28 +26,47 @@ def save_state(directory, weights, optimizer, run):
     write_whole(Path(directory) / STATE, content, parents=True)
 
 
+def saved_run(directory):
+    """The bookkeeping of a run that `save_state` wrote, of a file whose weights nobody reads yet.
+
+    returns: dict, or None if nothing was written yet
+    raises : ValueError if the file is damaged
+    """
+    return read_state(directory, lambda file, run: run)
+
+
 def load_state(directory):
     """What `save_state` wrote: weights, optimizer, run; or None if nothing was written yet.
 
     raises: ValueError if the file is damaged
     """
+
+    def everything(file, run):
+        parts = {"weights": {}, "first": {}, "second": {}}
+        for key in file.keys():
+            part, name = key.split("/", 1)
+            parts[part][name] = file.get_tensor(key)
+        optimizer = {"step": run["step"]} | {moment: parts[moment] for moment in MOMENTS}
+        return parts["weights"], optimizer, run
+
+    return read_state(directory, everything)
+
+
+def read_state(directory, read):
+    """What `read(file, run)` makes of a state; None if there is none. Raises as `load_state`."""
     path = Path(directory) / STATE
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="np") as file:
             run = json.loads(file.metadata()["run"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            if not {"step", "seconds", "curve"} <= set(run):
+                raise ValueError("it does not say how far it came")
+            return read(file, run)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} cannot be resumed from ({error}); delete it to train from the beginning."
         ) from None
-    parts = {"weights": {}, "first": {}, "second": {}}
-    for name, array in arrays.items():
-        part, name = name.split("/", 1)
-        parts[part][name] = array
-    optimizer = {"step": run["step"]} | {moment: parts[moment] for moment in MOMENTS}
-    return parts["weights"], optimizer, run
 
 
 def forget(directory, names):

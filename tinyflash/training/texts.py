@@ -1,8 +1,9 @@
-"""Texts for training predictors: token ids in sequences, some to learn from, some to measure on."""
+"""Texts to train on, as token ids; and in sequences, some to learn from, some to measure on."""
 
 import numpy as np
 
 from tinyflash.files import read_text
+from tinyflash.training.vocabulary import encode_documents
 
 LONGEST = 256  # tokens of a sequence
 SHORTEST = 16  # tokens: a window of 12 must fill
@@ -11,16 +12,15 @@ EVERY = 10  # each so-many-th sequence is kept apart
 
 
 def read_texts(tokenizer, files):
-    """The token ids of some text files, one behind the other: int64 (N,).
+    """The token ids of some text files, one document behind the other: int64 (N,).
 
-    raises: OSError if a file cannot be read; ValueError if there is nothing in them
+    tokenizer : Tokenizer of the model that is to read them
+    raises    : OSError if a file cannot be read; ValueError if there is nothing in them
     """
-    ids = []
-    for file in files:
-        ids.append(np.array(tokenizer.encode(read_text(file)), dtype=np.int64))
+    ids = [encode_documents(tokenizer.backend, read_text(file)) for file in files]
     if not sum(map(len, ids)):
         raise ValueError(f"There is no text in {', '.join(map(str, files))}.")
-    return np.concatenate(ids)
+    return np.concatenate(ids).astype(np.int64)
 
 
 def split_sequences(ids, heldout, tokenizer, config, tokens=None):
@@ -56,6 +56,11 @@ def evenly(ids, prefix, length, tokens, what):
     own = length - len(prefix)  # tokens of the text in each
     count = len(ids) // own if tokens is None else min(len(ids) // own, tokens // length)
     fewest = FEWEST if what == "--text" else 1
+    if what == "--text" and tokens is not None and tokens // length < fewest <= len(ids) // own:
+        raise ValueError(
+            f"--tokens {tokens} is {tokens // length} sequences of {length} tokens, and it takes "
+            f"at least {fewest}; give --tokens {fewest * length} or more."
+        )
     if own < SHORTEST - len(prefix) or count < fewest:
         raise ValueError(
             f"{what} gives {count} sequences of {length} tokens, and it takes at least {fewest}; "

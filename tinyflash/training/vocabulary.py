@@ -79,17 +79,21 @@ def tokenizer_files(tokenizer, context, out):
     return {Path(out) / name: f"{content}\n" for name, content in files.items()}
 
 
-def encode_documents(tokenizer, text):
-    """A text file as one row of token ids, each document opened by `</s>`.
+def documents_of(text):
+    """The documents of a text file, those without a word left out: list of str."""
+    return [part for part in text.split(DOCUMENT_BREAK) if part.strip()]
 
-    tokenizer: a tokenizers.Tokenizer made by `train_tokenizer`
+
+def encode_documents(tokenizer, text):
+    """A text file as one row of token ids, each document begun as this tokenizer begins texts.
+
+    tokenizer: a tokenizers.Tokenizer
     returns  : uint16 or uint32 (N,)
     raises   : ValueError if the tokenizer fails on the text
     """
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    documents = [part for part in text.split(DOCUMENT_BREAK) if part.strip()]
     with native("This model's tokenizer fails on the text ({}); take another copy of it."):
-        encoded = tokenizer.encode_batch_fast(documents)
+        encoded = tokenizer.encode_batch_fast(documents_of(text))
     if not encoded:
         return np.empty(0, dtype=dtype)
     return np.concatenate([np.array(document.ids, dtype=dtype) for document in encoded])

@@ -4,8 +4,8 @@ import hashlib
 import os
 
 from tinyflash.checkpoint.cache import cache_directory, one_at_a_time
+from tinyflash.checkpoint.hub import SMALL_FILES
 from tinyflash.checkpoint.noted import state_of
-from tinyflash.checkpoint.sources import SMALL_FILES
 from tinyflash.files import digest
 from tinyflash.flash.store.convert import convert_source, open_source, weight_files
 from tinyflash.flash.store.directory import Store, is_store, open_store

@@ -8,10 +8,11 @@ import numpy as np
 
 from tinyflash.checkpoint.entries import FLOAT_DTYPES, Checkpoint
 from tinyflash.checkpoint.gguf_rows import quantized_matrices
+from tinyflash.checkpoint.hub import SMALL_FILES
 from tinyflash.checkpoint.mapped import files_behind, let_go, refuse_changed
 from tinyflash.checkpoint.noted import state_of
 from tinyflash.checkpoint.opening import open_checkpoint
-from tinyflash.checkpoint.sources import SMALL_FILES, find_model
+from tinyflash.checkpoint.sources import find_model
 from tinyflash.config import weight_shapes
 from tinyflash.families import read_config
 from tinyflash.files import digest, read_bytes, read_json

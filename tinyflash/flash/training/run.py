@@ -9,20 +9,22 @@ directory, so that the same command goes on where it was killed.
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.mapped import files_behind, refuse_changed
+from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
 from tinyflash.directories import own_directory
+from tinyflash.families import read_config
 from tinyflash.flash.activity import exact_note
 from tinyflash.flash.predictor import Predictor
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.cached import open_or_convert
-from tinyflash.flash.store.directory import resident_weights
+from tinyflash.flash.store.directory import is_store, open_store, resident_weights
 from tinyflash.flash.store.predictor_file import write_predictors
 from tinyflash.flash.store.thresholds import thresholds_of, write_thresholds
 from tinyflash.flash.store.verified import verify_once
@@ -43,48 +45,71 @@ from tinyflash.flash.training.learning import (
 from tinyflash.flash.training.report import measure
 from tinyflash.flash.training.run_state import begin_or_resume, is_state, save_layer, state_files
 from tinyflash.ops import activation
+from tinyflash.progress import quiet
 from tinyflash.tokenizer import tokenizer_of
+from tinyflash.training.refusals import refuse_below, refuse_no_share
 from tinyflash.training.run_files import forget
-from tinyflash.training.texts import read_texts, split_sequences
+from tinyflash.training.texts import FEWEST, SHORTEST, read_texts, split_sequences
 from tinyflash.workers import WORKERS, OneBlasThread
 
 
-def train_predictor(options, report):
-    """Train as the command line says; the flash directory gets all predictors at once, or none.
+@dataclass(frozen=True)
+class Settings:
+    """How predictors are trained.
 
-    options : the parsed arguments
-    report  : function (layers done, layers, **numbers), for progress
-    returns : dict for the summary, "layers" among it
-    raises  : ValueError or OSError, one sentence, for bad input
+    ranks           : text, see `parse_ranks`; None for the paper's
+    false_negatives : wanted share of firing neurons that are missed, on text not trained on
+    epochs          : passes over the text
+    tokens          : most tokens of the text to use, or None for all
+    sparsity        : if given, first thresholds are set at which so large a share rests
     """
-    for name, value in (("--false-negatives", options.false_negatives),
-                        ("--sparsity", options.sparsity)):  # fmt: skip
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} is a share between 0 and 1, not {value}.")
-    for name, value in (("--epochs", options.epochs), ("--tokens", options.tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
-    store = open_or_convert(find_model(options.model), options.model)
-    ranks = parse_ranks(options.ranks, store.config)
-    verify_once(store)
-    tokenizer = tokenizer_of(Checkpoint(store.path, store.hf_config, {}))
-    if tokenizer is None:
-        raise ValueError(f"{store.path} has no tokenizer, so it cannot read --text.")
-    text = read_texts(tokenizer, options.text)
-    heldout = read_texts(tokenizer, [options.heldout]) if options.heldout else None
-    parts = split_sequences(text, heldout, tokenizer, store.config, options.tokens)
-    if options.sparsity is not None:
-        thresholds = calibrate(store, parts["train"], options.sparsity, report)
+
+    ranks: str | None = None
+    false_negatives: float = 0.05
+    epochs: int = 2
+    tokens: int | None = None
+    sparsity: float | None = None
+
+    def __post_init__(self):
+        refuse_no_share(false_negatives=self.false_negatives, sparsity=self.sparsity)
+        refuse_below(1, epochs=self.epochs)
+        refuse_below(FEWEST * SHORTEST, tokens=self.tokens)
+
+
+def train_predictor(model, text, *, heldout=None, progress=quiet, **settings):
+    """Train activity predictors; the flash directory gets all of them at once, or none.
+
+    model    : a flash directory, or a model that becomes one in the cache
+    text     : list of text files that activity is recorded on
+    heldout  : a text file for the report, or None for the end of `text`
+    settings : of Settings, as epochs=1
+    returns  : dict for the summary, "layers" among it
+    raises   : ValueError or OSError, one sentence, for bad input; what can be known without
+               reading the weights is said before they are read
+    """
+    wanted, path = Settings(**settings), find_model(model)
+    config, tokenizer, thresholds = look_at(path)
+    if wanted.sparsity is None and thresholds is None and exact_note(config):
+        raise ValueError(
+            f"There is nothing to predict: {exact_note(config)} Give --sparsity 0.9 to choose one."
+        )
+    ranks = parse_ranks(wanted.ranks, config)
+    ids = read_texts(tokenizer, text)
+    apart = read_texts(tokenizer, [heldout]) if heldout else None
+    parts = split_sequences(ids, apart, tokenizer, config, wanted.tokens)
+
+    store = open_or_convert(path, model, progress)
+    with progress("Checking what was written", "bytes") as report:
+        verify_once(store, report)
+    if wanted.sparsity is not None:
+        with progress("Thresholds", "layers") as report:
+            thresholds = calibrate(store, parts["train"], wanted.sparsity, report)
         if thresholds != thresholds_of(store):
             store = write_thresholds(store, thresholds)
-    elif exact_note(store.config) and thresholds_of(store) is None:
-        raise ValueError(
-            f"There is nothing to predict: {exact_note(store.config)} Give --sparsity 0.9 to "
-            "choose one."
-        )
     began = time.perf_counter()
-    recipes = [Recipe(rank, options.epochs) for rank in ranks]
-    store, layers = train_predictors(store, parts, recipes, options.false_negatives, report)
+    recipes = [Recipe(rank, wanted.epochs) for rank in ranks]
+    with progress("Predictors", "layers") as report:
+        store, layers = train_predictors(store, parts, recipes, wanted.false_negatives, report)
     tokens = {part: sum(map(len, sequences)) for part, sequences in parts.items()}
     errors = ("false_negatives", "false_positives", "predicted", "active")
     return {
@@ -94,6 +119,25 @@ def train_predictor(options, report):
         **{name: float(np.mean([layer[name] for layer in layers])) for name in errors},
         "layers": layers,
     }
+
+
+def look_at(path):
+    """What is known of a model or a flash directory before its weights are read.
+
+    returns: ModelConfig, Tokenizer, thresholds (or None)
+    raises : ValueError or OSError, one sentence, if it is no model or has no tokenizer
+    """
+    if is_store(path):
+        store = open_store(path)
+        config, thresholds = store.config, thresholds_of(store)
+        checkpoint = Checkpoint(store.path, store.hf_config, {})
+    else:
+        checkpoint = open_checkpoint(path)
+        config, thresholds = read_config(checkpoint.config), None
+    tokenizer = tokenizer_of(checkpoint)
+    if tokenizer is None:
+        raise ValueError(f"{path} has no tokenizer, so it cannot read --text.")
+    return config, tokenizer, thresholds
 
 
 def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):

@@ -1,25 +1,26 @@
 """`tinyflash train drafter`: from a model and a text to a drafter directory in Apple's names.
 
-The model is frozen: what it says of the text is recorded once (drafter_examples.py), and the
-drafter learns from that (drafter_training.py). Both are kept in a directory beside OUT, `.training`
+The model is frozen: what it says of the text is recorded once (examples.py), and the drafter
+learns from that (learning.py). Both are kept in a directory beside OUT, `.training`
 behind its name, from which the same command goes on, bit for bit, where it was killed.
 """
 
 import hashlib
 import json
-import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.sources import find_model
+from tinyflash.config import ModelConfig
 from tinyflash.directories import own_directory
 from tinyflash.families import read_config
-from tinyflash.files import read_json, read_text, write_files, write_json
+from tinyflash.files import read_json, write_files, write_json
 from tinyflash.ops import rows
+from tinyflash.progress import quiet
 from tinyflash.speculative.drafter_files import DrafterConfig, DrafterNetwork, drafter_files
 from tinyflash.speculative.redrafter import embedder
 from tinyflash.speculative.training.examples import (
@@ -37,9 +38,10 @@ from tinyflash.speculative.training.learning import (
     tokens_per_step,
     train,
 )
-from tinyflash.tokenizer import tokenizer_of
+from tinyflash.tokenizer import Tokenizer, tokenizer_of
+from tinyflash.training.refusals import refuse_below, refuse_no_rate
 from tinyflash.training.run_files import STATE, forget
-from tinyflash.training.vocabulary import encode_documents
+from tinyflash.training.texts import read_texts
 from tinyflash.weights import load_weights
 
 RUN, REPORT = "run.json", "training.json"
@@ -47,47 +49,86 @@ HELDOUT = 8192  # examples that accuracy is measured on
 CURVE = 500  # steps of the loss curve that are kept
 
 
-def train_drafter(options, report):
-    """Train as the command line says; OUT opens as a drafter when all is written, not before.
+@dataclass(frozen=True)
+class Settings:
+    """How a drafter is trained.
 
-    options : the parsed arguments
-    report  : function (done, total, **numbers), for progress: first of examples, then of steps
-    returns : dict for the summary: sizes, losses, and accuracy on held-out text, whose right
-              tokens are the "model"'s own continuations or those of the "text"
-    raises  : ValueError or OSError, one sentence, for bad input
+    tokens             : most tokens of the text to use
+    steps, batch, seed : see `loop.Recipe`
+    learning_rate      : after the warm-up
+    layers             : draft layers
+    exit_width         : their width; None for twice the model's
     """
-    recipe = recipe_of(options)
-    out, state = Path(options.out), Path(f"{options.out}.training")
+
+    tokens: int = 300_000
+    steps: int = 5000
+    batch: int = 256
+    learning_rate: float = 3e-3
+    layers: int = 2
+    exit_width: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        refuse_below(1, tokens=self.tokens, steps=self.steps, batch=self.batch)
+        refuse_below(1, exit_width=self.exit_width)
+        refuse_below(0, layers=self.layers, seed=self.seed)
+        refuse_no_rate(learning_rate=self.learning_rate)
+
+    def recipe(self):
+        """The Recipe."""
+        rate, seed = self.learning_rate, self.seed
+        return Recipe(steps=self.steps, batch=self.batch, peak=rate, seed=seed)
+
+    def sizes(self, model_config):
+        """The DrafterConfig for a model."""
+        return DrafterConfig(
+            vocab_size=model_config.vocab_size,
+            width=model_config.width,
+            exit_width=self.exit_width or 2 * model_config.width,
+            layers=self.layers,
+        )
+
+
+def train_drafter(model, text, out, *, distill=False, heldout=None, progress=quiet, **settings):
+    """Train a drafter for a model; OUT opens as a drafter when all is written, not before.
+
+    model    : path, hub id or word;  text: list of text files;  out: the directory to write
+    distill  : learn how the model goes on, not how the text does
+    heldout  : a text file for the report, or None for the end of `text`
+    settings : of Settings, as steps=100
+    returns  : dict for the summary: sizes, losses, and accuracy on held-out text, whose right
+               tokens are the "model"'s own continuations or those of the "text"
+    raises   : ValueError or OSError, one sentence, for bad input
+    """
+    wanted, out, state = Settings(**settings), Path(out), Path(f"{Path(out)}.training")
     refuse_existing(out)
-    model_config, weights, tokenizer = open_frozen(options.model)
-    config = DrafterConfig(
-        vocab_size=model_config.vocab_size,
-        width=model_config.width,
-        exit_width=options.exit_width or 2 * model_config.width,
-        layers=options.layers,
-    )
-    windows, heldout = windows_of(options, model_config, tokenizer, recipe.offsets)
-    embed = embedder(model_config, weights, DrafterNetwork(config, {}))
+    recipe = wanted.recipe()
+    frozen = open_frozen(model)
+    config = wanted.sizes(frozen.config)
+    windows, apart = windows_of(frozen, text, heldout, wanted.tokens, recipe.offsets)
+    embed = embedder(frozen.config, frozen.weights, DrafterNetwork(config, {}))
     description = {
-        "model": digest_of(weights),
+        "model": digest_of(frozen.weights),
         "text": hashlib.sha256(windows.tobytes()).hexdigest(),
-        "distill": options.distill,
+        "distill": distill,
         "drafter": asdict(config),
         "recipe": asdict(recipe),
     }
     with own_directory(state, is_state, "training a drafter"):
         check_run(state, description)
-        examples = record_examples(
-            state, weights, model_config, windows, recipe.offsets, options.distill, report
-        )
-        drafter, curve = learn(config, examples, embed, recipe, state, report)
+        given = frozen.weights, frozen.config, windows, recipe.offsets, distill
+        with progress("Recording what the model says", "examples") as report:
+            examples = record_examples(state, *given, report)
+        with progress("Drafter", "steps") as report:
+            drafter, curve = learn(config, examples, embed, recipe, state, report)
         number = len(examples)
         del examples  # they are mapped, and Windows deletes no file that is
-        measured = {}
-        for kind in ("model", "text"):
-            of = all_examples(weights, model_config, heldout, recipe.offsets, kind == "model")
-            measured[kind] = ranks(config, drafter, embed, of)
-        result = {"out": str(out), "loss_on": "model" if options.distill else "text"}
+        with progress("Measuring on text held out"):
+            measured = {
+                kind: ranks(config, drafter, embed, frozen.examples(apart, recipe, kind == "model"))
+                for kind in ("model", "text")
+            }
+        result = {"out": str(out), "loss_on": "model" if distill else "text"}
         result |= {"examples": number, "heldout_examples": len(measured["model"])}
         result |= summary(curve, measured)
         about = {"result": result, **description, "curve": curve[:: -(-len(curve) // CURVE)]}
@@ -139,26 +180,24 @@ def is_state(directory):
     return (directory / RUN).exists()
 
 
-def recipe_of(options):
-    """The Recipe that the arguments describe; ValueError for one that cannot be followed."""
-    for name in ("tokens", "steps", "batch", "exit_width"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-    for name in ("layers", "seed"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name} must be at least 0, not {getattr(options, name)}.")
-    if not (options.learning_rate > 0 and math.isfinite(options.learning_rate)):
-        raise ValueError(f"--learning-rate must be above 0, not {options.learning_rate}.")
-    return Recipe(
-        steps=options.steps, batch=options.batch, peak=options.learning_rate, seed=options.seed
-    )
+@dataclass(frozen=True)
+class Frozen:
+    """The model that a drafter is trained for; it stays as it is."""
+
+    config: ModelConfig
+    weights: dict
+    tokenizer: Tokenizer
+
+    def examples(self, windows, recipe, distill):
+        """The examples of some windows, in memory; see `all_examples`."""
+        return all_examples(self.weights, self.config, windows, recipe.offsets, distill)
 
 
 def open_frozen(source):
-    """The model that a drafter is to be trained for: ModelConfig, weights, tokenizer.
+    """Open a model to train a drafter for.
 
-    raises: ValueError or OSError if there is none that continues texts
+    returns: Frozen
+    raises : ValueError or OSError if there is none that continues texts
     """
     path = find_model(source)
     if (path / "flash.json").is_file():
@@ -174,31 +213,25 @@ def open_frozen(source):
     weights, tokenizer = load_weights(checkpoint, config), tokenizer_of(checkpoint)
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer, so it cannot read --text.")
-    return config, weights, tokenizer
+    return Frozen(config, weights, tokenizer)
 
 
-def windows_of(options, config, tokenizer, offsets):
+def windows_of(frozen, text, heldout, tokens, offsets):
     """Windows of the text to learn from, and of the text to measure on.
 
     Without a held-out text the last twentieth of the text is held out.
     """
-    ids = read_texts(tokenizer, options.text)
-    if options.heldout:
-        apart, what = read_texts(tokenizer, [options.heldout]), "--heldout"
+    ids = read_texts(frozen.tokenizer, text)
+    if heldout:
+        apart, what = read_texts(frozen.tokenizer, [heldout]), "--heldout"
     else:
         ids, apart = np.split(ids, [len(ids) - len(ids) // 20])
         what = "The last twentieth of --text, which is held out,"
-    prefix = tokenizer.encode("")
+    prefix, config = frozen.tokenizer.encode(""), frozen.config
     return (
-        cut_windows(ids, prefix, config, offsets, options.tokens, "--text"),
+        cut_windows(ids, prefix, config, offsets, tokens, "--text"),
         cut_windows(apart, prefix, config, offsets, HELDOUT, what),
     )
-
-
-def read_texts(tokenizer, files):
-    """The token ids of some text files, one behind the other: int (n,)."""
-    texts = map(read_text, files)
-    return np.concatenate([encode_documents(tokenizer.backend, text) for text in texts])
 
 
 def digest_of(weights):
