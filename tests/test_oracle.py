@@ -22,7 +22,8 @@ from tinyflash.oracle.record import (
     write_recording,
 )
 from tinyflash.oracle.tolerances import TOLERANCES
-from tinyflash.taps import SQUARE_TAPS, short_name, transformer_lens_name
+from tinyflash.oracle.transformer_lens import transformer_lens_name
+from tinyflash.taps import SQUARE_TAPS, short_name
 
 
 @pytest.fixture

@@ -242,10 +242,22 @@ def rotary_frequencies(rope: Rope, K: int) -> np.ndarray:
     if rope.scaling == "linear":
         return frequencies / np.float32(rope.factor)
     if rope.scaling == "llama3":
-        turns = rope.original_context * frequencies / (2 * math.pi)  # over the old context
-        kept = np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
+        kept = share_kept(rope.original_context, frequencies, rope.low, rope.high)
         return ((1 - kept) * frequencies / rope.factor + kept * frequencies).astype(np.float32)
     return frequencies
+
+
+def share_kept(context: float, frequencies: np.ndarray, low: float, high: float) -> np.ndarray:
+    """How much of each frequency Llama 3.1's scaling leaves as it is: (half,), from 0 to 1.
+
+    0 where a turn takes longer than context / low tokens, 1 where less than context / high.
+
+    >>> turns = 2 * math.pi * np.array([0.5, 2.0, 8.0], dtype=np.float64)  # over 1 token
+    >>> share_kept(1, turns, low=1.0, high=5.0).tolist()
+    [0.0, 0.25, 1.0]
+    """
+    turns = context * frequencies / (2 * math.pi)
+    return np.clip((turns - low) / (high - low), 0, 1)
 
 
 def rotary(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The names of the intermediate tensors: frozen, in the order in which they are computed.
 
 A tap is any function of (name, tensor). The names are TransformerLens's words where it has one,
-so that two engines can be compared tensor by tensor; `TRANSFORMER_LENS` translates. A layer's
-names stand behind `layers.{i}.`.
+so that two engines can be compared tensor by tensor; oracle/transformer_lens.py translates.
+A layer's names stand behind `layers.{i}.`.
 """
 
 from collections.abc import Callable
@@ -63,29 +63,6 @@ DRAFT_TAPS = {
     "draft.parents": ("n", "which of them each follows; -1 for the first"),
     "draft.log_probs": ("n", "by the drafter, after their parents; only if it has any"),
     "draft.accepted": ("a", "places of those that stay: a path from the first on"),
-}
-
-# Ours -> TransformerLens's, for one layer ("blocks.{i}." stands in front) and for the model.
-TRANSFORMER_LENS = {
-    "resid_pre": "hook_resid_pre",
-    "attn.norm": "ln1.hook_normalized",
-    "attn.q": "attn.hook_q",
-    "attn.k": "attn.hook_k",
-    "attn.v": "attn.hook_v",
-    "attn.rot_q": "attn.hook_rot_q",
-    "attn.rot_k": "attn.hook_rot_k",
-    "attn.scores": "attn.hook_attn_scores",
-    "attn.pattern": "attn.hook_pattern",
-    "attn.z": "attn.hook_z",
-    "attn.out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "ffn.norm": "ln2.hook_normalized",
-    "ffn.pre": "mlp.hook_pre",  # of a gated feed-forward: hook_pre_linear
-    "ffn.gate": "mlp.hook_pre",  # TransformerLens calls the gate's input `pre`
-    "ffn.act": "mlp.hook_post",
-    "ffn.out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-    "final_norm": "ln_final.hook_normalized",
 }
 
 SQUARE_TAPS = ("attn.scores", "attn.pattern")  # (H, T, S): they grow with the square of the text
@@ -167,17 +144,3 @@ def short_name(name: str) -> str:
     ('attn.q', 'logits')
     """
     return name.split(".", 2)[2] if name.startswith("layers.") else name
-
-
-def transformer_lens_name(name: str) -> str | None:
-    """What TransformerLens calls our tap, or None where it has no word.
-
-    `layers.3.attn.q` -> `blocks.3.attn.hook_q`
-
-    >>> transformer_lens_name("layers.3.attn.q"), transformer_lens_name("logits")
-    ('blocks.3.attn.hook_q', None)
-    """
-    word = TRANSFORMER_LENS.get(short_name(name))
-    if word is None or not name.startswith("layers."):
-        return word
-    return f"blocks.{name.split('.')[1]}.{word}"

@@ -1,10 +1,9 @@
 """The config.json of the model that a GGUF file was converted from, rebuilt from its metadata."""
 
-import math
-
 import numpy as np
 
 from tinyflash.checks import short
+from tinyflash.ops import share_kept
 
 ARCHITECTURES = ("llama",)
 ROPE_FREQS = "rope_freqs.weight"  # Llama 3's stretching, as one divisor for each frequency
@@ -112,13 +111,12 @@ def rope_scaling(path, setting, divisors, head_width, theta):
 def llama3_divisors(scaling, head_width, theta):
     """By what Llama 3's scaling divides each rotary frequency: float64 (K/2,).
 
-    Wavelengths above context / low are divided by the factor, those below context / high by 1,
-    those between by a blend that is linear in context / wavelength.
+    1 / (kept + (1 - kept) / factor), kept as in `ops.share_kept`
     """
-    exponents = np.arange(0, head_width, 2, dtype=np.float64) / head_width
-    turns = scaling["original_max_position_embeddings"] / (2 * math.pi * theta**exponents)
+    frequencies = theta ** -(np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    context = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = np.clip((turns - low) / (high - low), 0, 1)  # share of the frequency left as it is
+    kept = share_kept(context, frequencies, low, high)
     return 1 / (kept + (1 - kept) / scaling["factor"])
 
 
