@@ -371,6 +371,20 @@ def test_training_does_not_go_on_from_something_else(models, lesson, capsys, sta
     assert sorted(lesson.iterdir()) == before
 
 
+@pytest.mark.parametrize("damage", ["{", '{"model": 3}', "far"])
+def test_the_words_of_an_interrupted_training_are_looked_at(lesson, capsys, monkeypatch, damage):
+    kill_after(monkeypatch, 3)
+    assert main([str(argument) for argument in train_arguments(lesson)]) == 130
+    capsys.readouterr()
+    monkeypatch.undo()
+    file = lesson / "out.training" / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["model"]["vocab"]["surprise"] = 2**31
+    file.write_text(json.dumps(words) if damage == "far" else damage)
+    line = refused(capsys, *train_arguments(lesson))
+    assert "tokenizer.json" in line and ("id 2147483648" in line or "cannot be read" in line)
+
+
 def kill_after(monkeypatch, steps):
     """Have the next training be interrupted after so many steps; it saves every second one."""
     count = iter(range(1, 1000))

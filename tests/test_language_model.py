@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from tinyflash.families import read_config
 from tinyflash.training import language_model, run_files
@@ -175,6 +177,44 @@ def test_a_damaged_state_is_said(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="cannot be resumed"):
         train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run, arrays: {"run": "[" * 100_000},
+        lambda run, arrays: {"run": "[]"},
+        lambda run, arrays: {"run": json.dumps(run | {"step": -1})},
+        lambda run, arrays: {"run": json.dumps(run | {"step": "x"})},
+        lambda run, arrays: {"run": json.dumps(run | {"curve": [3]})},
+        lambda run, arrays: {"run": json.dumps(run | {"curve": [run["curve"][0]] * 20})},
+        lambda run, arrays: {"run": json.dumps(run | {"seconds": None})},
+        lambda run, arrays: {"run": json.dumps(run | {"penalty": []})},
+        lambda run, arrays: {"run": json.dumps({k: v for k, v in run.items() if k != "penalty"})},
+        lambda run, arrays: arrays.update({"surprise": arrays.popitem()[1]}),
+        lambda run, arrays: arrays.update({"weights/surprise": arrays.popitem()[1]}),
+        lambda run, arrays: arrays.update({"third/x": np.zeros(1, dtype=np.float32)}),
+        lambda run, arrays: arrays.update({next(iter(arrays)): np.zeros(1, dtype=np.float32)}),
+    ],
+)
+def test_a_state_that_is_none_of_ours_is_said(tmp_path, change):
+    train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
+    path = tmp_path / run_files.STATE
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    arrays = load_file(path)
+    metadata = change(json.loads(metadata["run"]), arrays) or metadata
+    save_file(arrays, path, metadata)
+    with pytest.raises(ValueError, match="cannot be resumed from") as refused:
+        train(CONFIG, Text(random_ids()), RECIPE, tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_more_weights_than_memory_are_refused_before_one_is_drawn():
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match=r"this machine has [\d.,]+ GB; choose smaller sizes"):
+        random_weights(replace(CONFIG, vocab_size=2**39), 0)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_state(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyflash.checks import short
 from tinyflash.evaluate import framed, token_log_probabilities
-from tinyflash.files import read_text
+from tinyflash.files import json_value, read_text
 from tinyflash.kv_cache import common_length
 
 
@@ -132,14 +132,14 @@ def choice_tokens(model: Any, context: str, choice: str) -> tuple[list[int], int
     if first >= len(both):
         first = common_length(alone, both)
     if first == len(both):
-        raise ValueError(f"The choice {choice!r} adds no token to its context.")
+        raise ValueError(f"The choice {short(choice)} adds no token to its context.")
     if not before and first == 0:
         tokenizer = model.tokenizer
         before = [id for id in (tokenizer.bos_id, *tokenizer.eos_ids) if id is not None][:1]
     if not before and first == 0:
         raise ValueError(
-            f"Nothing stands before the choice {choice!r}: its context is empty and the model has "
-            "no token that begins or ends a text; give it a context."
+            f"Nothing stands before the choice {short(choice)}: its context is empty and the model "
+            "has no token that begins or ends a text; give it a context."
         )
     return before + both, len(before) + first
 
@@ -184,14 +184,14 @@ def read_questions(path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            question = json.loads(line)
+            question = json_value(line)
             fits = (
                 isinstance(question["context"], str)
                 and isinstance(question["choices"], list)
                 and all(isinstance(choice, str) for choice in question["choices"])
                 and question["answer"] in range(len(question["choices"]))
             )
-        except (ValueError, RecursionError, KeyError, TypeError):  # or nested too deep
+        except (ValueError, KeyError, TypeError):
             fits = False
         if not fits:
             raise ValueError(

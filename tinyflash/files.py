@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 Content = bytes | str | Callable[[IO[bytes]], object]  # what a file gets, or who writes it
 
@@ -73,6 +73,17 @@ def read_json(path: str | Path, unique_keys: bool = False) -> dict:
 
 def json_object(text: bytes, path: Path, unique_keys: bool = False) -> dict:
     """A JSON dictionary from a file. Raises ValueError if it is not one, or has a name twice."""
+    try:
+        value = json_value(text, unique_keys)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: damaged JSON: a dictionary is expected")
+    return value
+
+
+def json_value(text: bytes | str, unique_keys: bool = False) -> Any:
+    """Whatever a JSON text holds. Raises ValueError for one that is damaged, or too deep."""
 
     def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
         values = {}
@@ -83,12 +94,9 @@ def json_object(text: bytes, path: Path, unique_keys: bool = False) -> dict:
         return values
 
     try:
-        value = json.loads(text, object_pairs_hook=no_duplicates if unique_keys else None)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: damaged JSON: a dictionary is expected")
-    return value
+        return json.loads(text, object_pairs_hook=no_duplicates if unique_keys else None)
+    except RecursionError:
+        raise ValueError("it is a list in a list in a list, too deep to be read") from None
 
 
 def digest(path: str | Path, report: Callable[[int], object] = lambda nbytes: None) -> str:

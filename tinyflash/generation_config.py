@@ -110,7 +110,7 @@ class Recommended:
         Sampling(**given)
         if not isinstance(self.samples, bool):
             raise ValueError(
-                f"{self.source} says do_sample = {self.samples!r}, which is neither true nor "
+                f"{self.source} says do_sample = {short(self.samples)}, which is neither true nor "
                 "false; mend or delete the file."
             )
         held = self.in_force(given)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from tinyflash.checks import short
+
 WHOLE = ("top_k", "no_repeat_ngram", "seed")  # the settings that count something
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -89,7 +91,7 @@ def number(name: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, not {value!r}.")
+        raise ValueError(f"{name} must be a number, not {short(value)}.")
     try:
         return float(value)
     except OverflowError:  # an int of hundreds of digits, which no setting may be
@@ -109,7 +111,7 @@ def ids_of(tokens: Iterable[int]) -> tuple[int, ...]:
     except TypeError:
         ids = None
     if ids is None or any(not is_id(id) for id in ids):
-        raise ValueError(f"suppress_tokens must be a list of token ids, not {tokens!r}.")
+        raise ValueError(f"suppress_tokens must be a list of token ids, not {short(tokens)}.")
     return tuple(int(id) for id in ids)
 
 

@@ -181,6 +181,19 @@ def mutate_safetensors(content, rng):
     return mutate_bytes(content, rng, limit=8 + length if kind == 2 else None)
 
 
+def mutate_header(content, rng):
+    """A safetensors file with another header, and JSON texts in it changed as JSON."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    texts = header.get("__metadata__", {})
+    if texts and rng.random() < 0.6:
+        key = list(texts)[rng.integers(len(texts))]
+        texts[key] = mutate_json(texts[key].encode(), rng).decode("utf-8", "replace")
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + length :]
+    return mutate_bytes(content, rng, limit=8 + length)
+
+
 def mutate_bin(content, rng):
     """A PyTorch file with another pickle in it, or another zip around it."""
     if rng.random() < 0.4:

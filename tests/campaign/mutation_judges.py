@@ -217,6 +217,11 @@ def judge_profile(scene, folder, ours, unspoiled, task):
     return ours["profile"] == said, said[:200]
 
 
+def judge_training(scene, folder, ours, unspoiled, task):
+    """A resumed training gives what it would have given; another config begins another one."""
+    return scene.file == "config.json", "a training that is resumed gives the same model"
+
+
 def judge_same(scene, folder, ours, unspoiled, task):
     """Nothing may have changed."""
     return same(ours, unspoiled), "nothing may change here"
@@ -230,6 +235,7 @@ JUDGES = {
     "recordings": judge_recordings,
     "choices": judge_choices,
     "profile": judge_profile,
+    "training": judge_training,
     "same": judge_same,
 }
 
@@ -238,8 +244,9 @@ def serve(base):
     """Answer every line of standard input by one line of standard output."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    tasks, sys.stdin = os.fdopen(os.dup(0)), open(os.devnull)
     known = scenes()
-    for line in sys.stdin:
+    for line in tasks:
         task = json.loads(line)
         scene = known[task["scene"]]
         with tempfile.TemporaryDirectory() as parent, contextlib.redirect_stderr(io.StringIO()):
@@ -250,7 +257,10 @@ def serve(base):
                 _, out, _ = run(command_of(scene, task["seed"]), folder)
                 ours, unspoiled = seen_in(out), None
             else:
-                ours, unspoiled = scene.look(folder), scene.look(base / scene.folder)
+                if scene.judge == "training":
+                    run(command_of(scene, task["seed"]), folder)
+                ours = scene.look(folder)
+                unspoiled = scene.look(base / scene.folder) if scene.judge == "same" else None
             try:
                 right, said = JUDGES[scene.judge](scene, folder, ours, unspoiled, task)
             except Exception as error:

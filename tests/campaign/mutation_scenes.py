@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -29,6 +30,7 @@ from mutate import (  # noqa: E402
     mutate_bin,
     mutate_bytes,
     mutate_gguf,
+    mutate_header,
     mutate_json,
     mutate_safetensors,
     mutate_text,
@@ -92,6 +94,8 @@ def scene_name(scene):
 WRITE = ["generate", "Once upon", "--model", "@.", "--max-new-tokens", "3", "--json"]
 RECORD = ["record", "@.", "--ids", "2,5,6", "--out", "@new.safetensors", "--json"]
 CONVERT = ["convert", "@.", "@new.flash", "--json"]
+TRAIN = ["train", "lm", "--config", "@config.json", "--text", "@text.txt", "--out", "@out",
+         "--steps", "2", "--batch", "2", "--length", "8", "--workers", "1", "--json"]  # fmt: skip
 JUDGE_TEXT = ["evaluate", "@.", "--text", "@text.txt", "--json"]
 CHAT = [*WRITE, "--chat"]
 SAMPLE = [*WRITE, "--seed", "3"]
@@ -169,6 +173,14 @@ def other_scenes():
     ):
         yield Scene("drafted", file, mutate, drafted, drafted_text, "same", share)
 
+    for file, mutate in (
+        ("out.training/training_state.safetensors", mutate_header),
+        ("out.training/tokenizer.json", mutate_json),
+        ("out.training/run.json", mutate_json),
+        ("config.json", mutate_json),
+    ):
+        yield Scene("training", file, mutate, [TRAIN], trained_logits, "training", 1)
+
 
 def mutate_lines(content, rng):
     """A file of one JSON value a line, with one line spoiled or the file as a whole."""
@@ -220,6 +232,11 @@ def drafted_text(folder):
     """Greedy text with the drafter, which no drafter may change."""
     model = tinyflash.load(folder / "model")
     return {"text": "".join(model.generate(IDS, max_new_tokens=12, drafter=folder / "drafter"))}
+
+
+def trained_logits(folder):
+    """Logits of the model that came out."""
+    return logits_of(folder / "out")
 
 
 def profile_of(folder):
@@ -297,6 +314,12 @@ def write_others(base):
     (folder / "choices.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     folder = write_model(base / "profile", SIZES["opt"])
     (folder / "disk.json").write_text(json.dumps(DISK))
+    folder = base / "training"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SIZES["opt"]))
+    (folder / "text.txt").write_text(TOKENIZER_TEXT * 4)
+    with patch("tinyflash.training.run.checkpoint_files", side_effect=KeyboardInterrupt):
+        main([str(folder / a[1:]) if a.startswith("@") else a for a in TRAIN])
     write_model(base / "drafted" / "model", SIZES["opt"], seed=4)
     config = DrafterConfig(vocab_size=307, width=24, exit_width=48, layers=1)
     save_drafter(base / "drafted" / "drafter", random_drafter(config))

@@ -56,6 +56,8 @@ class Worker:
                 self.close()
                 self.complaints.seek(0)
                 last = self.complaints.read()[-500:].decode(errors="replace")
+                if ready and "what is not spoiled is refused" in last:
+                    raise RuntimeError(f"{task['scene']} cannot be spoiled: {last}")
                 return {"outcome": "crash" if ready else "hang", "said": last}
             answer += piece
         return json.loads(answer)

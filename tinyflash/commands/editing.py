@@ -9,6 +9,7 @@ import os
 import sys
 
 from tinyflash.checkpoint.cache import cache_directory, private_directory
+from tinyflash.files import json_value
 from tinyflash.streams import is_terminal, note, say
 
 PROMPT, CONTINUED = "> ", "· "
@@ -102,7 +103,7 @@ def remembered():
     texts = []
     for line in lines[-KEPT:]:
         try:
-            text = json.loads(line)
+            text = json_value(line)
         except ValueError:
             continue
         texts += [text] if isinstance(text, str) else []

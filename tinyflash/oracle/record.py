@@ -20,6 +20,7 @@ import tinyflash
 from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
+from tinyflash.checks import short
 from tinyflash.files import digest, read_json, refuse_foreign, write_files
 from tinyflash.oracle.diff import top_two_margins
 from tinyflash.oracle.tolerances import TOLERANCES
@@ -230,13 +231,13 @@ def checked_manifest(path):
     window, causal = manifest.get("window"), manifest.get("causal", True)
     if not (window is None or type(window) is int and window > 0) or type(causal) is not bool:
         raise ValueError(
-            f"{path}: the manifest says causal {causal!r} and window {window!r}; causal is true or "
-            "false, and window null or a number of tokens."
+            f"{path}: the manifest says causal {short(causal)} and window "
+            f"{short(window)}; causal is true or false, and window null or a number of tokens."
         )
     if manifest["compute_dtype"] not in TOLERANCES:
         raise ValueError(
-            f"{path}: the manifest says compute_dtype {manifest['compute_dtype']!r}; it is one of "
-            f"{', '.join(TOLERANCES)}."
+            f"{path}: the manifest says compute_dtype {short(manifest['compute_dtype'])}; it is "
+            f"one of {', '.join(TOLERANCES)}."
         )
     return manifest
 

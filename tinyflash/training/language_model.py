@@ -4,6 +4,8 @@ The loss is the cross-entropy of the next token, plus, on request, an L1 term on
 activations that makes most of them zero (which is what flash inference lives on).
 """
 
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -50,7 +52,9 @@ def random_weights(config, seed, dtype=np.float32):
     variance does not grow with depth (Language models are unsupervised multitask learners, §2.3).
 
     returns: dict name -> array
+    raises : ValueError if this machine has no memory to train so many
     """
+    refuse_what_does_not_fit(config)
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in weight_shapes(config).items():
@@ -64,6 +68,20 @@ def random_weights(config, seed, dtype=np.float32):
                 spread /= (2 * config.layers) ** 0.5
             weights[name] = (spread * rng.standard_normal(shape)).astype(dtype)
     return weights
+
+
+def refuse_what_does_not_fit(config):
+    """Raise a ValueError if weights, gradient and AdamW's two moments are more than all DRAM."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    numbers = sum(math.prod(shape) for shape in weight_shapes(config).values())
+    if 16 * numbers > memory:
+        raise ValueError(
+            f"To train the {numbers:,} numbers of this config takes {16 * numbers / 1e9:,.1f} GB, "
+            f"and this machine has {memory / 1e9:,.1f} GB; choose smaller sizes."
+        )
 
 
 def next_token_loss(weights, config, ids, tap=no_tap):

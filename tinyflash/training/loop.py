@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyflash.checks import is_number
 from tinyflash.training.optimizers import (
     adamw_init,
     adamw_step,
@@ -139,7 +140,7 @@ def begin_or_resume(
     initial     : makes the weights to begin with, in the order of computation; they are written
                   over
     begins      : what else is kept, and what it is at the beginning
-    raises      : ValueError if the run in `directory` has another description
+    raises      : ValueError if the run in `directory` has another description, or is damaged
     """
     refuse_other_run(directory, description)
     saved, weights = load_state(directory), initial()
@@ -147,6 +148,17 @@ def begin_or_resume(
         kept = {"step": 0, "seconds": 0.0, "curve": [], **begins, **description}
         return Run(Path(directory), weights, adamw_init(weights), kept)
     found, optimizer, kept = saved
+    parts = (found, optimizer["first"], optimizer["second"])
+    fit = all(
+        name in part and part[name].shape == weight.shape and part[name].dtype == weight.dtype
+        for name, weight in weights.items()
+        for part in parts
+    )
+    if not fit or not all(is_number(kept.get(name)) for name in begins):
+        raise ValueError(
+            f"{directory} cannot be resumed from: its weights are not those of such a run; delete "
+            "it to train from the beginning."
+        )
     # In the order of computation again: the gradient's norm is a sum in this order.
     return Run(Path(directory), {name: found[name] for name in weights}, optimizer, kept)
 
@@ -157,7 +169,9 @@ def refuse_other_run(directory: str | Path, description: dict) -> None:
     if kept is None:
         return
     for part, wanted in json.loads(json.dumps(description)).items():
-        differ = [name for name, value in wanted.items() if kept.get(part, {}).get(name) != value]
+        had = kept.get(part)
+        had = had if isinstance(had, dict) else {}
+        differ = [name for name, value in wanted.items() if had.get(name) != value]
         if differ:
             raise ValueError(
                 f"{directory} holds a run whose {part} differs in {', '.join(differ)}; "

@@ -11,7 +11,14 @@ from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.tokenizer_kinds import whole_tokenizer
 from tinyflash.directories import own_directory
 from tinyflash.families import read_config
-from tinyflash.files import read_json, read_text, refuse_foreign, write_files, write_json
+from tinyflash.files import (
+    json_value,
+    read_json,
+    read_text,
+    refuse_foreign,
+    write_files,
+    write_json,
+)
 from tinyflash.ops import dense
 from tinyflash.progress import quiet
 from tinyflash.training.language_model import (
@@ -145,7 +152,14 @@ def tokenizer_for(directory, given, text, config):
     """The tokenizer of a directory; trained on the text if it is not given and there is none."""
     file = Path(directory) / "tokenizer.json"
     if given or file.exists():
-        return whole_tokenizer(file)
+        tokenizer = whole_tokenizer(file)
+        last = max(tokenizer.get_vocab().values(), default=0)
+        if last < config.vocab_size:
+            return tokenizer
+        raise ValueError(
+            f"{file} has a token of id {last}, and the config a vocabulary of "
+            f"{config.vocab_size} words; the two do not belong together."
+        )
     return train_tokenizer(text, config.vocab_size)
 
 
@@ -189,7 +203,7 @@ def refuse_foreign_model(out):
 
 def is_curve(path):
     """Whether a file is a loss curve, as `curve_text` writes it."""
-    return all({"step", "loss"} <= row.keys() for row in json.loads(read_text(path)))
+    return all({"step", "loss"} <= row.keys() for row in json_value(read_text(path)))
 
 
 def plain_weights(directory, config):

@@ -6,7 +6,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tinyflash.checkpoint.safetensors_file import safetensors_content
-from tinyflash.files import write_whole
+from tinyflash.checks import is_number
+from tinyflash.files import json_value, write_whole
 
 STATE = "training_state.safetensors"
 MOMENTS = ("first", "second")  # of AdamW
@@ -52,6 +53,18 @@ def load_state(directory):
     return read_state(directory, everything)
 
 
+def check_run(run):
+    """Raise a ValueError if this is not the bookkeeping of a run."""
+    if not {"step", "seconds", "curve"} <= set(run):
+        raise ValueError("it does not say how far it came")
+    rows = run["curve"]
+    counts = [run["step"], *(row["step"] for row in rows)]
+    numbers = [run["seconds"], *(row.get("tokens", 0) for row in rows)]
+    sane = all(type(step) is int and step >= 0 for step in counts) and all(map(is_number, numbers))
+    if not sane or not isinstance(rows, list) or len(rows) > run["step"]:
+        raise ValueError("its bookkeeping makes no sense")
+
+
 def read_state(directory, read):
     """What `read(file, run)` makes of a state; None if there is none. Raises as `load_state`."""
     path = Path(directory) / STATE
@@ -59,11 +72,10 @@ def read_state(directory, read):
         return None
     try:
         with safe_open(path, framework="np") as file:
-            run = json.loads(file.metadata()["run"])
-            if not {"step", "seconds", "curve"} <= set(run):
-                raise ValueError("it does not say how far it came")
+            run = json_value(file.metadata()["run"])
+            check_run(run)
             return read(file, run)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ValueError(
             f"{path} cannot be resumed from ({error}); delete it to train from the beginning."
         ) from None
