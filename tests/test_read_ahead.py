@@ -1,5 +1,7 @@
 """Reading ahead: a guess may cost or save a read, and never changes what is computed."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ from helpers_models import CONFIGS, write_model
 
 import tinyflash
 from tinyflash.flash import read_ahead
+from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 
@@ -146,3 +149,36 @@ def test_a_model_that_reads_ahead_computes_the_same(family, tmp_path):
         early += ahead.flash.last_cost.ahead
         assert plain.flash.last_cost.ahead == 0
     assert early > 0
+
+
+def test_what_was_begun_before_a_cache_was_cleared_writes_nothing(monkeypatch):
+    """As after an interruption: it waits in the queue of the other thread still."""
+    layer, _, told, _ = layer_of()
+    begun = []
+    later = SimpleNamespace(submit=lambda do: begun.append(do) or SimpleNamespace(result=None))
+    monkeypatch.setattr(read_ahead, "background", lambda: later)
+    told.says = np.arange(40)[None] % 4 == 1
+    layer.look_ahead(np.ones((1, 6), dtype=np.float32))
+    layer._begin_reading(np.arange(5, dtype=np.int64), layer.cache.free[:5], TokenCounters())
+    layer.forget()
+    assert [do() for do in begun] == [None, None]
+    assert not layer.cache.matrix.any() and layer.cache.num_used == 0
+    layer._begin_reading(np.arange(5, dtype=np.int64), layer.cache.free[:5], TokenCounters())
+    assert begun[-1]() is not None and layer.cache.matrix[:5].any()
+
+
+def test_what_is_being_read_into_a_cache_is_waited_for(monkeypatch):
+    layer, _, _, reader = layer_of()
+    begun, order, real = threading.Event(), [], reader.read_extents
+
+    def slowly(*given):
+        begun.set()
+        time.sleep(0.1)
+        order.append("read")
+        return real(*given)
+
+    monkeypatch.setattr(reader, "read_extents", slowly)
+    layer._begin_reading(np.arange(5, dtype=np.int64), layer.cache.free[:5], TokenCounters())
+    begun.wait()
+    layer.forget()
+    assert order == ["read"]

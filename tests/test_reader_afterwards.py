@@ -41,21 +41,23 @@ def right(opened, seed=0):
 
 
 def test_a_thread_that_was_begun_and_not_noted_is_waited_for(path, monkeypatch):
-    """Ctrl-C comes when a thread has begun to read and `submit` is about to return."""
-    late = []
+    """Ctrl-C comes when a thread has begun to read, and nobody knows of it yet."""
+    begun, late = threading.Event(), []
 
-    def slowly(self, queue, pieces, buffer, out):
+    def slowly(*given):
+        begun.set()
         time.sleep(0.2)
-        late.append(time.monotonic())
+        late.append(1)
+        return [BLOCK]
 
     with FlashReader(path, threads=1) as opened:
-        real = opened.by_threads.executor.submit
 
         def interrupted(*work):
-            real(*work)
+            threading.Thread(target=work[0], args=work[1:]).start()
+            begun.wait()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(by_threads.ByThreads, "_work", slowly)
+        monkeypatch.setattr(by_threads, "read_fully", slowly)
         opened.by_threads.executor.submit = interrupted
         with pytest.raises(KeyboardInterrupt):
             opened.read_block(0, BLOCK, np.zeros(BLOCK, dtype=np.uint8))

@@ -11,7 +11,6 @@ from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.feed_forward import MODES, SPARSE_MODES, STREAMED_MODES, FlashFeedForward
 from tinyflash.flash.layer import Layer, biases_of
 from tinyflash.flash.predictor import Predictor
-from tinyflash.flash.read_ahead import background
 from tinyflash.flash.reading.read_queue import open_queue
 from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.directory import Store, resident_weights
@@ -177,7 +176,6 @@ class FlashEngine:
 
     def _forget(self):
         """Make the layers as they were when they were new: the last pass did not end."""
-        background().submit(int).result()  # all that was to be read ahead has been
         for layer in self.layers:
             layer.forget()
         self.unfinished = False

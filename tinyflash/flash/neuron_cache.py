@@ -16,6 +16,7 @@ end: the matrix is allocated once, and only c rows are copied for c deletions.
 import numpy as np
 
 from tinyflash.flash.reading.direct_io import aligned_empty
+from tinyflash.turns import Turn
 
 
 class NeuronCache:
@@ -26,6 +27,8 @@ class NeuronCache:
     bias     : (rows,), of the up projection, 0 where the row is free
     num_used : rows in use; these are the first
     row_of   : int (F,), the inverse of pointer: which row holds a neuron, -1 for none
+    turn     : held by a thread that reads into the rows while another computes (read_ahead.py)
+    epoch    : how often it was cleared
     """
 
     def __init__(self, rows, width, F, dtype, bias_dtype=np.float32):
@@ -40,10 +43,15 @@ class NeuronCache:
         self.pointer = np.empty(rows, dtype=np.int64)
         self.bias = np.empty(rows, dtype=bias_dtype)
         self.row_of = np.empty(F, dtype=np.int64)
+        self.turn = Turn("This cache")
+        self.epoch = 0
         self.clear()
 
     def clear(self):
-        """Hold no neuron."""
+        """Hold no neuron. What another thread reads into the rows is waited for."""
+        self.epoch += 1
+        with self.turn:
+            pass
         self.pointer[:] = -1
         self.bias[:] = 0
         self.row_of[:] = -1

@@ -8,7 +8,7 @@ ours; the paper reads when a layer is reached. Deja Vu, arXiv 2310.17157, predic
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,7 +60,7 @@ class ReadAhead:
         x : (T, D), what entered the layer before
         """
         if self.job is None and self.pays:
-            self.process, self.job = os.getpid(), background().submit(self._read, x)
+            self.process, self.job = os.getpid(), in_background(self.cache, self._read, x)
 
     def _read(self, x):
         """Read the neurons that are likely, if all of them fit the rows; returns Arrived.
@@ -109,6 +109,22 @@ class ReadAhead:
         spent.ahead_used += used
         self.read, self.used = self.read + len(arrived.neurons), self.used + used
         return arrived
+
+
+def in_background(cache, function, *arguments) -> Future:
+    """Have another thread do what writes into the rows of a cache, unless that is cleared before.
+
+    After an interruption it may come late, when the rows are others' already.
+
+    cache : NeuronCache;  returns: Future of what function(*arguments) returns, or of None
+    """
+    epoch = cache.epoch
+
+    def do():
+        with cache.turn:
+            return function(*arguments) if cache.epoch == epoch else None
+
+    return background().submit(do)
 
 
 @once_a_process

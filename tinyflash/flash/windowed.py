@@ -18,7 +18,7 @@ from tinyflash.flash.feed_forward import SPARSE_MODES, FlashFeedForward, refuse_
 from tinyflash.flash.layer import Layer
 from tinyflash.flash.neuron_cache import NeuronCache
 from tinyflash.flash.neuron_rows import NeuronRows
-from tinyflash.flash.read_ahead import ReadAhead, background
+from tinyflash.flash.read_ahead import ReadAhead, in_background
 from tinyflash.flash.window import Window, portions
 from tinyflash.transformer import no_tap
 
@@ -78,7 +78,7 @@ class Windowed(FlashFeedForward):
         return (self.cache.matrix,)
 
     def forget(self):
-        """Hold nothing, and know of no token. What was to be read ahead has to have ended."""
+        """Hold nothing, and know of no token."""
         super().forget()
         self.ahead.job = None
         self.cache.clear()
@@ -150,7 +150,7 @@ class Windowed(FlashFeedForward):
         are read at once.
         """
         if self.mode == "all" and len(missing):
-            return background().submit(self.fetched.read, missing, room).result
+            return in_background(self.cache, self.fetched.read, missing, room).result
         with spent.timing("io_ms"):
             counted = self.fetched.read(missing, room)
         return lambda: counted

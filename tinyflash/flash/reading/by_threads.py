@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
 from tinyflash.flash.reading.direct_io import BLOCK, HUGE_PAGE, aligned_empty, read_fully
+from tinyflash.turns import Claim
 
 
 class ByThreads:
@@ -21,12 +23,16 @@ class ByThreads:
         self.path, self.descriptor, self.count = path, descriptor, count
         self.buffers = aligned_empty((count, 0), np.uint8)
         self.executor = ThreadPoolExecutor(count, thread_name_prefix="flash")
+        self.claims = []  # of the threads that work
 
     def close(self):
         """Wait for what is under way and let the threads go; may be called twice.
 
         The file stays open.
         """
+        for claim in self.claims:  # of a thread, too, whose start was interrupted
+            while claim.holds:
+                claim.wait()
         self.executor.shutdown(cancel_futures=True)
 
     def read(self, reads, out):
@@ -48,13 +54,13 @@ class ByThreads:
         pieces = list(zip(*(column.tolist() for column in columns), strict=True))
         queue = iter(list(table))  # whoever is free takes the next
         out = memoryview(out)
-        tasks = []
+        tasks, self.claims = [], []
         try:
             for buffer in self.buffers[: min(self.count, len(reads))]:
                 work = self._work, queue, pieces, memoryview(buffer), out
                 tasks.append(self.executor.submit(*work))
             wait(tasks)
-        except BaseException:  # even a task that was begun and not noted has to end
+        except BaseException:
             exhaust(queue)
             self.close()
             raise
@@ -66,7 +72,8 @@ class ByThreads:
         queue  : iterator of (low, high, first, last, straight), see Reads
         pieces : list of (begin, end, place);  buffer, out: memoryviews of bytes
         """
-        sizes = []
+        sizes, claim = [], Claim(sys._getframe())
+        self.claims.append(claim)
         try:
             for low, high, first, last, straight in queue:
                 if straight:
@@ -81,6 +88,8 @@ class ByThreads:
             exhaust(queue)
             reason = error.strerror or error
             raise OSError(f"{self.path}: cannot read at byte {first}: {reason}.") from error
+        finally:
+            claim.end()
         return sizes
 
     def _grow_buffers(self, nbytes):
