@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from benchmarks import reader_against_fio
 from tinyflash.bench import disk
 from tinyflash.bench.disk import measure_disk, trial_file
 from tinyflash.bench.disk_profile import draw_profile, save_profile
+from tinyflash.cli import main
 from tinyflash.costs.device_profile import load_profile
 from tinyflash.flash.reading.direct_io import aligned_empty
 from tinyflash.flash.reading.reader import FlashReader
@@ -207,40 +207,31 @@ def test_the_curves_show_the_profile(profile):
 # The command
 
 
-def options(path, **changes):
-    return SimpleNamespace(path=path, seconds=1, json=False, out=None, plot=None, **changes)
-
-
-def test_the_command_shows_a_table_and_writes_what_it_is_told_to(tmp_path, small, capsys):
-    there = options(str(tmp_path))
-    there.out, there.plot = str(tmp_path / "disk.json"), str(tmp_path / "disk.png")
-    profile = disk.run(there)
-    printed = capsys.readouterr().out
-    assert "3 threads" in printed and "16 KiB" in printed and profile["name"] in printed
-    assert load_profile(there.out) == profile
+def test_it_writes_what_it_is_told_to(tmp_path, small, capsys):
+    out, plot = str(tmp_path / "disk.json"), str(tmp_path / "disk.png")
+    profile = disk.bench_disk(tmp_path, seconds=1, out=out, plot=plot)
+    assert load_profile(out) == profile
     assert (tmp_path / "disk.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir(tmp_path)) == ["disk.json", "disk.png"]
-
-
-def test_the_command_leaves_standard_output_to_json(tmp_path, small, capsys):
-    there = options(str(tmp_path))
-    there.json = True
-    assert json.loads(json.dumps(disk.run(there)))["cold"]
     assert capsys.readouterr().out == ""
 
 
-def test_the_command_refuses_before_it_measures(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "measure_disk", lambda *a, **b: pytest.fail("it measured"))
-    there = options(str(tmp_path))
-    there.out = str(tmp_path / "nowhere" / "disk.json")
-    with pytest.raises(FileNotFoundError, match="There is no directory .*nowhere"):
-        disk.run(there)
+def test_the_command_shows_a_table_or_json(tmp_path, small, capsys):
+    command = ["bench", "disk", str(tmp_path), "--seconds", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "3 threads" in printed and "16 KiB" in printed
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cold"]
 
-    there = options(str(tmp_path))
-    there.plot = str(tmp_path / "disk.png")
+
+def test_it_refuses_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "measure_disk", lambda *a, **b: pytest.fail("it measured"))
+    with pytest.raises(FileNotFoundError, match="There is no directory .*nowhere"):
+        disk.bench_disk(tmp_path, out=str(tmp_path / "nowhere" / "disk.json"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     with pytest.raises(ValueError, match="Drawing needs matplotlib; install it with"):
-        disk.run(there)
+        disk.bench_disk(tmp_path, plot=str(tmp_path / "disk.png"))
 
 
 @needs_queue

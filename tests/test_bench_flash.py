@@ -14,6 +14,7 @@ from helpers_models import CONFIGS, write_model
 import tinyflash
 from tinyflash.bench import flash, flash_derived, flash_report
 from tinyflash.bench.flash import bench_flash
+from tinyflash.bench.flash_report import show
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.costs.paper_tables import T2, T3
 from tinyflash.flash.activity import exact_activity
@@ -36,19 +37,8 @@ DISK = {
 }
 
 
-def options(**changes):
-    settings = {
-        "model": "default",
-        "memory": "60%",
-        "tokens": 3,
-        "prompt": 8,
-        "text": None,
-        "modes": None,
-        "window": None,
-        "profile": None,
-        "json": True,
-    }
-    return SimpleNamespace(**(settings | changes))
+def bench(model="default", memory="60%", **settings):
+    return bench_flash(model, memory, **{"tokens": 3, "prompt": 8} | settings)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -327,7 +317,7 @@ def test_sources_of_activity_say_what_they_multiply():
 
 
 def test_the_embedded_model_from_end_to_end(quick, capsys):
-    result = bench_flash(options())
+    result = bench()
     printed = capsys.readouterr()
     said = [line for line in printed.err.splitlines() if "refuses direct reads" not in line]
     assert printed.out == "" and said == [], "JSON is the caller's; a pipe sees no progress"
@@ -366,7 +356,8 @@ def test_predictors_are_measured_where_there_are_some(quick, tmp_path, capsys):
         predictors.append(Predictor(np.eye(D, dtype=np.float32), up, bias))
     write_predictors(store, predictors, {"layers": [about] * L, "text": "none", "tokens": 1})
 
-    result = bench_flash(options(model=str(directory), memory="95%", json=False))
+    result = bench(str(directory), "95%")
+    show(result)
     runs = {run["mode"]: run for run in result["runs"]}
     assert all("error" not in run for run in runs.values())
     assert runs["predictor"]["components"]["predictors"] > 2 * L * D * (D + F)
@@ -382,7 +373,7 @@ def test_predictors_are_measured_where_there_are_some(quick, tmp_path, capsys):
 
 
 def test_the_json_has_these_names(quick):
-    result = bench_flash(options(modes="window", tokens=1))
+    result = bench(modes="window", tokens=1)
     assert set(result) == set(
         "title synthetic model memory model_bytes prompt_tokens text machine date neurons "
         "predictor runs paper devices energy_constants".split()
@@ -404,7 +395,7 @@ def test_the_json_has_these_names(quick):
 def test_tables_for_people(quick, capsys, tmp_path):
     (tmp_path / "disk.json").write_text(json.dumps(DISK))
     profile = str(tmp_path / "disk.json")
-    bench_flash(options(modes="hybrid, naive", json=False, tokens=9, profile=profile))
+    show(bench(modes="hybrid, naive", tokens=9, profile=profile))
     out = capsys.readouterr().out
     for words in ("Table 2", "Table 3", "s_agg(k)", "paper, OPT-6.7B", "2,196", "mine", "assumed"):
         assert words in out, words
@@ -418,9 +409,8 @@ def test_synthetic_weights_are_called_that(quick, tmp_path, monkeypatch, capsys)
     folder = write_model(tmp_path / "model", CONFIGS["opt"])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_synthetic": True}))
-    result = bench_flash(
-        options(model=str(folder), memory="90%", modes="naive", json=False, tokens=1)
-    )
+    result = bench(str(folder), "90%", modes="naive", tokens=1)
+    show(result)
     assert result["synthetic"] is True and result["title"].endswith("(synthetic weights)")
     assert "synthetic" in capsys.readouterr().out
 
@@ -434,11 +424,11 @@ def test_a_mode_that_does_not_fit_is_a_row(quick, monkeypatch):
         return whole(path, mode=mode, **settings)
 
     monkeypatch.setattr(tinyflash, "load", load)
-    result = bench_flash(options(modes="naive,window", tokens=1))
+    result = bench(modes="naive,window", tokens=1)
     assert result["runs"][1] == {"mode": "window", "error": "no room"}
     assert result["runs"][0]["tokens"] == 1
     with pytest.raises(ValueError, match="^no room$"):
-        bench_flash(options(modes="window", tokens=1))
+        bench(modes="window", tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -456,11 +446,11 @@ def test_a_mode_that_does_not_fit_is_a_row(quick, monkeypatch):
 )
 def test_bad_input_is_one_sentence(change, sentence):
     with pytest.raises((ValueError, OSError), match=sentence) as caught:
-        bench_flash(options(**({"modes": "window"} | change)))
+        bench(**({"modes": "window"} | change))
     assert "\n" not in str(caught.value)
 
 
 def test_a_text_that_is_too_short_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("Once upon a time")
     with pytest.raises(ValueError, match=r"short\.txt has \d tokens, and 11 are needed"):
-        bench_flash(options(text=str(tmp_path / "short.txt")))
+        bench(text=str(tmp_path / "short.txt"))

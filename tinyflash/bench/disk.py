@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyflash import terminal
 from tinyflash.bench.disk_profile import (
     draw_profile,
     figure_class,
@@ -26,11 +25,11 @@ from tinyflash.bench.disk_profile import (
     refuse_to_replace,
     save_figure,
     save_profile,
-    show_profile,
 )
 from tinyflash.costs.device_profile import load_profile
 from tinyflash.flash.reading.direct_io import BLOCK, aligned_empty
 from tinyflash.flash.reading.reader import FlashReader
+from tinyflash.progress import quiet
 
 CHUNKS = tuple(1024 * n for n in (4, 8, 16, 32, 64, 256, 1024))  # bytes of one read
 THREADS = (1, 4, 16, 32)
@@ -199,25 +198,24 @@ def fill(file, nbytes, step):
     os.fsync(file.fileno())
 
 
-def run(options):
-    """`tinyflash bench disk`: measure, save, draw, and show a table unless JSON is wanted.
+def bench_disk(path=".", *, seconds=SECONDS, out=None, plot=None, progress=quiet):
+    """Measure a disk as `measure_disk` does, save the profile and draw it.
 
-    options: path (or None: here), seconds, json, out (a profile to write, or None), plot (a PNG
-             to draw, or None)
-    returns: the profile
+    path    : a directory or a file on the disk
+    out     : the profile to write, or None;  plot : a PNG to draw, or None
+    returns : the profile
+    raises  : ValueError or OSError, one sentence; what cannot be written or drawn is said before
+              the minutes of measuring
     """
-    if options.plot:
-        figure_class()  # refused before the minutes of measuring, not after
-        refuse_to_replace(options.plot, is_plot, "a plot")
-    if options.out:
-        refuse_to_replace(options.out, load_profile, "a device profile")
-    with terminal.progress("Disk", "steps") as report:
-        profile = measure_disk(options.path or ".", seconds=options.seconds, progress=report)
-    if options.out:
-        save_profile(profile, options.out)
-    if options.plot:
-        figure = draw_profile(profile)
-        save_figure(figure, options.plot, dpi=150)
-    if not options.json:
-        show_profile(profile)
+    if plot:
+        figure_class()
+        refuse_to_replace(plot, is_plot, "a plot")
+    if out:
+        refuse_to_replace(out, load_profile, "a device profile")
+    with progress("Disk", "steps") as report:
+        profile = measure_disk(path, seconds=seconds, progress=report)
+    if out:
+        save_profile(profile, out)
+    if plot:
+        save_figure(draw_profile(profile), plot, dpi=150)
     return profile

@@ -12,15 +12,14 @@ import gc
 import platform
 import statistics
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
 import tinyflash
-from tinyflash import terminal
 from tinyflash.bench.flash_derived import with_derived
-from tinyflash.bench.flash_report import show
 from tinyflash.checkpoint.entries import Checkpoint
 from tinyflash.checkpoint.sources import embedded, find_model
 from tinyflash.costs.cost_model import elements_of
@@ -35,6 +34,7 @@ from tinyflash.flash.store.directory import FFN, RESIDENT
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.matrices.half import HalfMatrix
 from tinyflash.ops import linear
+from tinyflash.progress import quiet
 from tinyflash.tokenizer import tokenizer_of
 
 SAME_COST = ("naive", "hybrid")  # modes in which every token costs the same, and much:
@@ -44,51 +44,56 @@ SPEED_SECONDS = 0.3  # of multiplying, to know the machine's speed
 MATRIX_BYTES = 64 << 20  # of float32, larger than caches
 
 
-def bench_flash(options):
-    """`tinyflash bench flash`: measure, and show tables unless JSON is wanted.
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
 
-    options : model, memory, tokens, prompt, text (a file, or None), modes (names with commas, or
-              None for all), window (k, or None), profile (of this machine's disk, or None), json
-    returns : dict, see `with_derived`
-    raises  : ValueError or OSError, one sentence, for bad input, or if no mode could run
+    tokens  : after the prompt;  prompt : tokens of text read first
+    text    : file of the tokens fed, or None for the embedded held-out text
+    modes   : names with commas, or None for all
+    window  : tokens it is long, or None for as many as fit
+    profile : file with the profile of this machine's disk, or None
     """
-    modes = modes_of(options.modes)
-    profile = load_profile(options.profile) if options.profile else None
-    store = open_or_convert(find_model(options.model), options.model, terminal.progress)
+
+    tokens: int = 32
+    prompt: int = 128
+    text: str | None = None
+    modes: str | None = None
+    window: int | None = None
+    profile: str | None = None
+
+
+def bench_flash(model, memory="50%", *, progress=quiet, **settings):
+    """Measure what a token costs on flash, mode by mode.
+
+    model    : path, hub id or word;  memory : DRAM for weights and KV cache
+    settings : of Settings, as tokens=8
+    returns  : dict, see `with_derived`
+    raises   : ValueError or OSError, one sentence, for bad input, or if no mode could run
+    """
+    wanted = Settings(**settings)
+    modes = modes_of(wanted.modes)
+    profile = load_profile(wanted.profile) if wanted.profile else None
+    store = open_or_convert(find_model(model), model, progress)
     model_bytes = sum(store.manifest["files"][name]["bytes"] for name in (RESIDENT, FFN))
-    parse_memory(options.memory, model_bytes)
-    ids, text_name = stream(store, options.text, options.prompt, options.tokens)
-    with terminal.progress("Checking what was written", "bytes") as report:
+    parse_memory(memory, model_bytes)
+    ids, text_name = stream(store, wanted.text, wanted.prompt, wanted.tokens)
+    with progress("Checking what was written", "bytes") as report:
         verify_once(store, report)
-    runs, done = [], 0
-    total = sum(tokens_of(mode, options.tokens) for mode in modes)
-    settings = {"memory": options.memory}
-    settings |= {} if options.window is None else {"k": options.window}
-    with terminal.progress("Flash", "tokens") as report:
-        for mode in modes:
-            tokens = tokens_of(mode, options.tokens)
-            report(done, total)
-            fed = ids[: options.prompt + tokens]
-            try:
-                model = tinyflash.load(store.path, mode=mode, **settings)
-                cache = model.new_cache(len(fed))
-            except ValueError as error:
-                runs.append({"mode": mode, "error": str(error)})
-            else:
-                runs.append(measure(model, cache, fed, options.prompt, report, done, total))
-            model = cache = None
-            gc.collect()  # its rows, before the next mode takes its own
-            done += tokens
+    with progress("Flash", "tokens") as report:
+        runs = runs_of(modes, store, memory, ids, wanted, report)
     if all("error" in run for run in runs):
         raise ValueError(runs[0]["error"])
+    synthetic = bool(store.hf_config.get("_synthetic"))
     neurons = store.config.layers * store.config.ffn_width
     result = {
-        "title": f"LLM in a flash: {options.model} in {options.memory} of its memory",
-        "synthetic": bool(store.hf_config.get("_synthetic")),
-        "model": str(options.model),
-        "memory": str(options.memory),
+        "title": f"LLM in a flash: {model} in {memory} of its memory"
+        + (" (synthetic weights)" if synthetic else ""),
+        "synthetic": synthetic,
+        "model": str(model),
+        "memory": str(memory),
         "model_bytes": model_bytes,
-        "prompt_tokens": options.prompt,
+        "prompt_tokens": wanted.prompt,
         "text": text_name,
         "machine": f"{platform.node()}, {platform.system()} {platform.machine()}",
         "date": date.today().isoformat(),
@@ -96,12 +101,33 @@ def bench_flash(options):
         "predictor": heldout(store.manifest.get("predictor"), neurons),
         "runs": runs,
     }
-    if result["synthetic"]:
-        result["title"] += " (synthetic weights)"
-    result = with_derived(result, profile)
-    if not options.json:
-        show(result)
-    return result
+    return with_derived(result, profile)
+
+
+def runs_of(modes, store, memory, ids, wanted, report):
+    """What each mode did, a dict each: see `measure`, or why it could not run.
+
+    ids : the tokens fed;  report : function (tokens done, tokens)
+    """
+    runs, done = [], 0
+    total = sum(tokens_of(mode, wanted.tokens) for mode in modes)
+    settings = {"memory": memory}
+    settings |= {} if wanted.window is None else {"k": wanted.window}
+    for mode in modes:
+        tokens = tokens_of(mode, wanted.tokens)
+        report(done, total)
+        fed = ids[: wanted.prompt + tokens]
+        try:
+            model = tinyflash.load(store.path, mode=mode, **settings)
+            cache = model.new_cache(len(fed))
+        except ValueError as error:
+            runs.append({"mode": mode, "error": str(error)})
+        else:
+            runs.append(measure(model, cache, fed, wanted.prompt, report, done, total))
+        model = cache = None
+        gc.collect()  # its rows, before the next mode takes its own
+        done += tokens
+    return runs
 
 
 def modes_of(text):

@@ -13,25 +13,22 @@ nothing to say, are measured so.
 import dataclasses
 import itertools
 import platform
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
 import tinyflash
-from tinyflash import terminal
 from tinyflash.checkpoint.sources import embedded
 from tinyflash.files import read_text
 from tinyflash.flash.counters import TokenCounters
 from tinyflash.flash.engine import refuse_idle_window
 from tinyflash.generate import Generation
+from tinyflash.progress import quiet
 from tinyflash.speculative.counts import StepCounts
 from tinyflash.speculative.redrafter import ReDrafter
 from tinyflash.speculative.replay import Replay, expected_tokens
-
-# Tokens a step of Vicuna 7B by beam width, batch 1 (ReDrafter, arXiv 2403.09919, Table 4):
-# distilled; without distillation they are 2.21, 2.31, 2.48, 2.87 and 3.30.
-PAPER_STEPS = {1: 2.35, 2: 2.50, 4: 2.73, 16: 3.09, 64: 3.58}
 
 
 class Fed:
@@ -108,98 +105,122 @@ class Run:
         }
 
 
-def bench_speculative(options):
-    """`tinyflash bench speculative`: measure, and show a table unless JSON is wanted.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured.
 
-    options : model, drafters (names with commas, or None), widths, alphas, length, tokens, prompt,
-              prompts, text, memory, mode, window, json
-    returns : dict
-    raises  : ValueError or OSError, one sentence, for bad input
+    drafters : words with commas, as for --drafter, and `replay`; None for those that there are
+    widths   : beams of redrafter, numbers or a text with commas
+    alphas   : how often a replay is right, numbers or a text with commas
+    length   : of drafts, or None for as long as each drafter likes
+    tokens   : new ones for each prompt;  prompt : tokens of each prompt;  prompts : how many
+    text     : file where the prompts are from, or None for the embedded held-out text
     """
-    if min(options.tokens - 1, options.prompt, options.prompts) < 1:
-        raise ValueError("The benchmark takes at least 1 prompt of 1 token, and 2 new tokens.")
-    widths = numbers(options.widths, int, "--widths")
-    alphas = numbers(options.alphas, float, "--alphas")
-    flash = {"memory": options.memory, "mode": options.mode, "k": options.window}
-    model = tinyflash.load(options.model, **flash, progress=terminal.progress)
+
+    drafters: str | None = None
+    widths: Sequence[int] | str = (1, 2, 4, 16, 64)
+    alphas: Sequence[float] | str = (0, 0.25, 0.5, 0.75, 1)
+    length: int | None = None
+    tokens: int = 64
+    prompt: int = 32
+    prompts: int = 8
+    text: str | None = None
+
+    def __post_init__(self):
+        if min(self.tokens - 1, self.prompt, self.prompts) < 1:
+            raise ValueError("The benchmark takes at least 1 prompt of 1 token, and 2 new tokens.")
+        for name, kind in (("widths", int), ("alphas", float)):
+            object.__setattr__(self, name, numbers(getattr(self, name), kind, f"--{name}"))
+
+
+def bench_speculative(model, *, memory=None, mode=None, window=None, progress=quiet, **settings):
+    """Measure what each drafter saves.
+
+    model, memory, mode, window : as for `tinyflash.load`, where the window is called k
+    settings : of Settings, as drafters="ngram"
+    returns  : dict
+    raises   : ValueError or OSError, one sentence, for bad input
+    """
+    wanted, name = Settings(**settings), str(model)
+    model = tinyflash.load(model, memory=memory, mode=mode, k=window, progress=progress)
     if model.flash:
-        refuse_idle_window(model.flash, options.window)
+        refuse_idle_window(model.flash, window)
     model = dataclasses.replace(model, eos_ids=frozenset())
-    texts = pieces(model, options)
-    drafters, fed = drafters_of(model, options, widths, alphas)
+    texts = pieces(model, wanted)
+    drafters, fed = drafters_of(model, wanted)
     model.logits(texts[0][:2])  # what is done once is done before
     groups = [[Run(*one[:2], False) for one in drafters], [Run(*one[:2], True) for one in fed]]
     total = len(texts) * (len(drafters) + len(fed))
-    with terminal.progress("Speculation", "texts") as report:
+    with progress("Speculation", "texts") as report:
         done = 0
         for named, runs in zip((drafters, fed), groups, strict=True):
             for number, text in enumerate(texts):
                 report(done, total)
-                measure(model, text, number, options, named, runs)
+                measure(model, text, number, wanted, named, runs)
                 done += len(runs)
-    runs = [run.to_json(group[0]) for group in groups for run in group]
     config_file = Path(model.path) / "config.json"
     synthetic = config_file.is_file() and '"_synthetic"' in read_text(config_file)
-    result = {
-        "title": f"speculation: {options.model}" + (" (synthetic weights)" if synthetic else ""),
+    return {
+        "title": f"speculation: {name}" + (" (synthetic weights)" if synthetic else ""),
         "synthetic": synthetic,
-        "model": str(options.model),
-        "memory": options.memory,
+        "model": name,
+        "memory": memory,
         "mode": model.flash.mode if model.flash else None,
-        "prompts": options.prompts,
-        "prompt_tokens": options.prompt,
-        "new_tokens": options.tokens,
+        "prompts": wanted.prompts,
+        "prompt_tokens": wanted.prompt,
+        "new_tokens": wanted.tokens,
         "machine": f"{platform.node()}, {platform.system()} {platform.machine()}",
         "date": date.today().isoformat(),
-        "runs": runs,
+        "runs": [run.to_json(group[0]) for group in groups for run in group],
     }
-    if not options.json:
-        show(result)
-    return result
 
 
-def numbers(text, kind, option):
-    """Numbers from a text with commas; ValueError if it is none."""
+def numbers(given, kind, option):
+    """Numbers, which a text may hold with commas; ValueError if one is none."""
     try:
-        return [kind(word) for word in text.split(",")]
+        return tuple(kind(word) for word in (given.split(",") if isinstance(given, str) else given))
     except ValueError:
-        raise ValueError(f"{option} takes numbers with commas, not {text!r}.") from None
+        raise ValueError(f"{option} takes numbers with commas, not {given!r}.") from None
 
 
-def drafters_of(model, options, widths, alphas):
+def drafters_of(model, wanted):
     """What is measured: (name, setting, function (text, its number) -> drafter), plain first.
 
     returns: those that draft the model's own text; those that draft a text that it is fed
     """
     own = [("none", {}, lambda *text: None)]
-    words = options.drafters.split(",") if options.drafters else ["ngram", "redrafter", "replay"]
+    words = wanted.drafters.split(",") if wanted.drafters else ["ngram", "redrafter", "replay"]
     for word in map(str.strip, words):
         if word in ("none", "replay"):
             continue
-        length = None if word == "ngram" else options.length
+        length = None if word == "ngram" else wanted.length
         try:
             drafter = model.drafter(word, length=length)
         except (ValueError, OSError):
-            if options.drafters:
+            if wanted.drafters:
                 raise
             continue  # nobody asked for it
         if isinstance(drafter, ReDrafter):
-            for width in widths:
+            for width in wanted.widths:
                 wide = dataclasses.replace(drafter, width=width)
                 setting = {"width": width, "length": drafter.length}
                 own.append((f"{word}, width {width}", setting, lambda *text, wide=wide: wide))
         else:
             own.append((word, {"length": drafter.length}, lambda *text, made=drafter: made))
-    fed = []
-    if "replay" in map(str.strip, words):
-        length, size = options.length or 4, model.config.vocab_size
-        fed.append(("none", {}, lambda *text: None))
-        for alpha in alphas:
-            setting = {"alpha": alpha, "length": length}
-            replay = Replay([], alpha, length, size)  # refused now, if at all
-            name = f"replay, alpha {alpha:g}"
-            fed.append((name, setting, lambda text, n, it=replay: told(it, text, n)))
+    fed = replays(model, wanted) if "replay" in map(str.strip, words) else []
     return (own if len(own) > 1 else []), fed
+
+
+def replays(model, wanted):
+    """The replays to be measured, plain decoding first; see `drafters_of`."""
+    length, size = wanted.length or 4, model.config.vocab_size
+    fed = [("none", {}, lambda *text: None)]
+    for alpha in wanted.alphas:
+        setting = {"alpha": alpha, "length": length}
+        replay = Replay([], alpha, length, size)  # refused now, if at all
+        name = f"replay, alpha {alpha:g}"
+        fed.append((name, setting, lambda text, n, it=replay: told(it, text, n)))
+    return fed
 
 
 def told(replay, text, number):
@@ -207,33 +228,33 @@ def told(replay, text, number):
     return dataclasses.replace(replay, text=text, seed=number)
 
 
-def pieces(model, options):
+def pieces(model, wanted):
     """Beginnings of texts, as token ids, evenly spaced in one file.
 
     returns: list of int64 (prompt + tokens,), the embedded held-out text's where none is given
     raises : ValueError if there is no tokenizer, the text is short, or they exceed the context
     """
-    path = Path(options.text) if options.text else embedded("tiny-opt").parent / "heldout.txt"
+    path = Path(wanted.text) if wanted.text else embedded("tiny-opt").parent / "heldout.txt"
     ids = model.encode(read_text(path))
-    need = options.prompt + options.tokens
+    need = wanted.prompt + wanted.tokens
     if need > model.config.context:
         raise ValueError(
-            f"{options.prompt} tokens of prompt and {options.tokens} more do not fit the model's "
+            f"{wanted.prompt} tokens of prompt and {wanted.tokens} more do not fit the model's "
             f"context of {model.config.context}; give a smaller --prompt or --tokens."
         )
-    if len(ids) < need + options.prompts:
+    if len(ids) < need + wanted.prompts:
         raise ValueError(f"{path} has only {len(ids)} tokens; give a longer text.")
-    starts = np.linspace(0, len(ids) - need, options.prompts, endpoint=False).astype(np.int64)
+    starts = np.linspace(0, len(ids) - need, wanted.prompts, endpoint=False).astype(np.int64)
     return [np.array(ids[start : start + need], dtype=np.int64) for start in starts]
 
 
-def measure(model, text, number, options, named, runs):
+def measure(model, text, number, wanted, named, runs):
     """Continue one text in every way, and add what it cost to the runs."""
-    prompt, plain_ids = text[: options.prompt].tolist(), None
+    prompt, plain_ids = text[: wanted.prompt].tolist(), None
     for (_, _, drafter_of), run in zip(named, runs, strict=True):
         saying = Fed(model, text) if run.fed else model
         drafter = drafter_of(text.tolist(), number)
-        made = Generation(saying, prompt, max_new_tokens=options.tokens, drafter=drafter)
+        made = Generation(saying, prompt, max_new_tokens=wanted.tokens, drafter=drafter)
         for _ in made:
             pass
         run.add(made)
@@ -248,36 +269,3 @@ def parting(model, number, prompt, ids, others):
     place = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     second, first = np.sort(model.logits([*prompt, *ids[:place]])[-1])[-2:]
     return {"prompt": number, "token": place, "top_2_margin": float(first - second)}
-
-
-def show(result):
-    """The table for people."""
-    rows = []
-    for run in result["runs"]:
-        wanted = run["tokens_per_step_expected"]
-        if run["drafter"].startswith("redrafter") and run["width"] in PAPER_STEPS:
-            wanted = PAPER_STEPS[run["width"]]
-        rows.append(
-            (
-                run["drafter"] + (" (fed a text)" if run["fed"] else ""),
-                f"{run['tokens_per_step']:.2f}" + (f" ({wanted:.2f})" if wanted else ""),
-                f"{run['accepted']:,} of {run['drafted']:,}",
-                f"{1000 * run['seconds_per_token']:.2f}",
-                f"{1000 * run['draft_seconds'] / run['tokens']:.2f}",
-                f"{run['speedup']:.2f}",
-                f"{run['flash_bytes_per_token'] / 1e6:,.2f}",
-                len(run["parted"]),
-            )
-        )
-    header = ("drafter", "tokens a step", "accepted", "ms a token", "drafting", "x plain")
-    terminal.table(result["title"], (*header, "flash MB a token", "texts that part"), rows)
-    terminal.say(
-        "In brackets: of a replay, what alpha makes one expect; of ReDrafter, the paper's Table 4\n"
-        "(Vicuna 7B, distilled). LLM in a flash reports 1.4x with speculation, 1.58x without flash."
-    )
-    for run in result["runs"]:
-        for parted in run["parted"]:
-            terminal.say(
-                f"{run['drafter']}: text {parted['prompt']} parts from plain decoding at token "
-                f"{parted['token']}, where the likeliest led by {parted['top_2_margin']:.2g}"
-            )

@@ -1,7 +1,7 @@
 """`tinyflash bench`: measures this machine."""
 
 from tinyflash import terminal
-from tinyflash.commands.arguments import add_memory, group_of_verbs, verb
+from tinyflash.commands.arguments import add_memory, chosen, group_of_verbs, verb
 from tinyflash.flash.feed_forward import MODES
 
 
@@ -67,25 +67,49 @@ def speculative_arguments(benches):
 def bench_disk(options):
     """`tinyflash bench disk`"""
     from tinyflash.bench import disk
+    from tinyflash.bench.disk_profile import show_profile
 
-    result = disk.run(options)
-    if options.json:
-        terminal.json_line(result)
+    result = disk.bench_disk(
+        options.path or ".",
+        seconds=options.seconds,
+        out=options.out,
+        plot=options.plot,
+        progress=terminal.progress,
+    )
+    tell(result, show_profile, options)
 
 
 def bench_flash(options):
     """`tinyflash bench flash`"""
     from tinyflash.bench import flash
+    from tinyflash.bench.flash_report import show
 
-    result = flash.bench_flash(options)
-    if options.json:
-        terminal.json_line(result)
+    settings = chosen(options, flash.Settings)
+    result = flash.bench_flash(
+        options.model, options.memory, progress=terminal.progress, **settings
+    )
+    tell(result, show, options)
 
 
 def bench_speculative(options):
     """`tinyflash bench speculative`"""
     from tinyflash.bench import speculative
+    from tinyflash.bench.speculative_report import show
 
-    result = speculative.bench_speculative(options)
+    result = speculative.bench_speculative(
+        options.model,
+        memory=options.memory,
+        mode=options.mode,
+        window=options.window,
+        progress=terminal.progress,
+        **chosen(options, speculative.Settings),
+    )
+    tell(result, show, options)
+
+
+def tell(result, show, options):
+    """Show what was measured: as JSON if that is wanted, else by the function `show`."""
     if options.json:
         terminal.json_line(result)
+    else:
+        show(result)
