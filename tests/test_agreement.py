@@ -1,7 +1,9 @@
 """What a config.json says twice, or leaves out: one rule for all of it (families/agreement.py)."""
 
+import json
+
 import pytest
-from helpers_models import CONFIGS
+from helpers_models import CONFIGS, write_model
 from test_families import (
     DISTILBERT,
     FALCON_7B,
@@ -21,6 +23,7 @@ from test_families import (
     refused,
 )
 
+import tinyflash
 from tinyflash.config import Rope
 from tinyflash.families import FAMILIES, read_config
 from tinyflash.families.agreement import ALIASES, NULLABLE
@@ -248,3 +251,10 @@ def test_sizes_that_no_model_has_are_refused_before_anything_is_made(huge):
     for key in ("bos_token_id", "eos_token_id", "rms_norm_eps"):
         if abs(huge) > 10**20:
             refused(LLAMA_2_7B | {key: huge})
+
+
+def test_an_end_token_without_an_id_ends_nothing(tmp_path):
+    write_model(tmp_path, CONFIGS["llama"])
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": ""}))
+    assert all(isinstance(token, int) for token in tinyflash.load(tmp_path).eos_ids)

@@ -677,6 +677,7 @@ def test_a_rope_scaling_without_its_factor_is_refused():
         (LLAMA_2_7B, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         (MISTRAL_7B, {"sliding_window": 0}, "window"),
         (MISTRAL_7B, {"sliding_window": "4096"}, "window"),
+        (MISTRAL_7B, {"sliding_window": 2**63}, "window"),
         (LLAMA_2_7B, {"rms_norm_eps": "1e-5"}, "norm_eps"),
         (LLAMA_2_7B, {"rope_theta": 0}, "theta"),
         (LLAMA_2_7B, {"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),

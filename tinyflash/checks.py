@@ -76,7 +76,7 @@ def check_sizes(config) -> None:
                 f"{size} is {short(value)} in the config, and no model has more than {most:,}; "
                 "get another copy of the file."
             )
-    if config.window is not None and not is_count(config.window):
+    if config.window is not None and not (is_count(config.window) and config.window <= MOST):
         raise ValueError(
             f"A window is a number of tokens, at least 1, but the config says "
             f"{short(config.window)}."

@@ -90,7 +90,9 @@ def zipped_anew(file):
         for member in members:
             lengths = content[member.header_offset + 26 : member.header_offset + 30]
             at = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
-            archive.writestr(member.filename, content[at : at + member.file_size])
+            if not member.filename.endswith("version"):
+                archive.writestr(member.filename, content[at : at + member.file_size])
+        archive.writestr("archive/version", "3\n")
 
 
 def floats_as_floats(file):

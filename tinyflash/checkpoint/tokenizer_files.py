@@ -84,7 +84,7 @@ def words_of_directory(directory: str | Path) -> Words:
         backend.encode_special_tokens = bool(given.settings.get("split_special_tokens", False))
         ids = {role: backend.token_to_id(text) for role, text in named.items()}
         say_unheeded(backend, given, ids)
-        ends = [ids[role] for role in ("eos_token",) if role in ids] + ends
+        ends = [ids[role] for role in ("eos_token",) if ids.get(role) is not None] + ends
         tidy = is_tidied(backend, given.settings)
     check_ids(backend, given)
     return Words(backend, ids.get("bos_token"), ends, template, named, tidy)
