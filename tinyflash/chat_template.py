@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -18,11 +19,15 @@ LONGEST_REASON = 300  # letters of what a template says when it refuses
 
 
 class GenerationTag(Extension):
-    """`{% generation %}`: it marks what a model is trained on, which is written as it is."""
+    """`{% generation %}`: it marks what a model is trained on, which is written as it is.
+
+    >>> render("{% generation %}the answer{% endgeneration %}")
+    'the answer'
+    """
 
     tags = {"generation"}
 
-    def parse(self, parser):
+    def parse(self, parser: Any) -> nodes.Node:
         """The statements up to `{% endgeneration %}`, in a scope of their own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -66,12 +71,20 @@ def render(template: str, **words: object) -> str:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """What an exception says, on one line.
+
+    >>> said(ValueError("two\\nlines"))
+    'two lines'
+    """
     return " ".join(str(error)[:LONGEST_REASON].split())
 
 
 def chat_sandbox(purse: int) -> Sandbox:
-    """Jinja as chat templates expect it, in its sandbox."""
+    """Jinja as chat templates expect it, in its sandbox.
+
+    >>> chat_sandbox(purse=1000).from_string("{{ [1, 2] | tojson }}").render()
+    '[1, 2]'
+    """
 
     def raise_exception(message):
         raise jinja2.TemplateError(str(message))
@@ -98,6 +111,9 @@ def templates_of(value: object, path: Path) -> str | dict[str, str] | None:
 
     value : text, {name: text}, [{"name": name, "template": text}], or None
     raises: ValueError that names the file, for anything else
+
+    >>> templates_of([{"name": "default", "template": "{{ 1 }}"}], Path("tokenizer_config.json"))
+    {'default': '{{ 1 }}'}
     """
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         value = {str(entry.get("name")): entry.get("template") for entry in value}
@@ -114,6 +130,9 @@ def default_template(template: str | dict[str, str] | None) -> str | None:
     """The template for a plain conversation, of one or several by name.
 
     raises: ValueError if there are several and none is the default
+
+    >>> default_template({"default": "{{ 1 }}", "tool_use": "{{ 2 }}"})
+    '{{ 1 }}'
     """
     if not isinstance(template, dict):
         return template

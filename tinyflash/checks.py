@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from numbers import Real
+from typing import Any
 
 MOST_LAYERS = 4096  # the deepest published models have some 130
 MOST = 2**40  # of any other size; a matrix of so many rows fits no machine
@@ -26,22 +27,41 @@ SIZES = (
 
 
 def is_count(value: object) -> bool:
-    """Whether this is a whole number of at least 1."""
+    """Whether this is a whole number of at least 1.
+
+    >>> [is_count(value) for value in (1, 0, 1.0, True)]
+    [True, False, False, False]
+    """
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a finite number of at least 0."""
+    """Whether this is a finite number of at least 0.
+
+    >>> [is_number(value) for value in (0, 0.5, -1, math.inf, "1")]
+    [True, True, False, False, False]
+    """
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def is_token(value: object) -> bool:
-    """Whether this can be the id of a token, in whatever vocabulary."""
+    """Whether this can be the id of a token, in whatever vocabulary.
+
+    >>> [is_token(value) for value in (2, -1, "2", None)]
+    [True, True, False, False]
+    """
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
 
 
-def check_rope(rope) -> None:
-    """Raise a ValueError if a Rope has a number that turns nothing, or that contradicts another."""
+def check_rope(rope: Any) -> None:
+    """Raise a ValueError if a Rope has a number that turns nothing, or that contradicts another.
+
+    >>> from tinyflash.config import Rope
+    >>> Rope(theta=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: Rotary positions need a theta above 0, but the config says 0.
+    """
     for name in ("theta", "factor", "low", "high", "original_context"):
         value = getattr(rope, name)
         if not is_number(value) or not 0 < value < 1e30:
@@ -55,15 +75,29 @@ def check_rope(rope) -> None:
         )
 
 
-def check_config(config) -> None:
-    """Raise a ValueError if the sizes and switches of a ModelConfig make no model."""
+def check_config(config: Any) -> None:
+    """Raise a ValueError if the sizes and switches of a ModelConfig make no model.
+
+    >>> from types import SimpleNamespace
+    >>> check_config(SimpleNamespace(vocab_size=0))
+    Traceback (most recent call last):
+        ...
+    ValueError: vocab_size must be a whole number of at least 1, but the config says 0.
+    """
     check_sizes(config)
     check_switches(config)
     check_heads(config)
 
 
-def check_sizes(config) -> None:
-    """Raise a ValueError if a size is no count, or larger than any model's."""
+def check_sizes(config: Any) -> None:
+    """Raise a ValueError if a size is no count, or larger than any model's.
+
+    >>> from types import SimpleNamespace
+    >>> check_sizes(SimpleNamespace(vocab_size=2.5))
+    Traceback (most recent call last):
+        ...
+    ValueError: vocab_size must be a whole number of at least 1, but the config says 2.5.
+    """
     for size in SIZES:
         value = getattr(config, size)
         if not is_count(value):
@@ -87,8 +121,15 @@ def check_sizes(config) -> None:
         )
 
 
-def check_switches(config) -> None:
-    """Raise a ValueError if a switch is neither true nor false, or another setting is no number."""
+def check_switches(config: Any) -> None:
+    """Raise a ValueError if a switch is neither true nor false, or another setting is no number.
+
+    >>> from types import SimpleNamespace
+    >>> check_switches(SimpleNamespace(norm_eps=-1))
+    Traceback (most recent call last):
+        ...
+    ValueError: norm_eps must be a small number, but the config says -1.
+    """
     if not is_number(config.norm_eps) or config.norm_eps >= 1e30:
         raise ValueError(
             f"norm_eps must be a small number, but the config says {short(config.norm_eps)}."
@@ -102,8 +143,15 @@ def check_switches(config) -> None:
             raise ValueError(f"Token ids are whole numbers, and the config says {short(token)}.")
 
 
-def check_heads(config) -> None:
-    """Raise a ValueError if heads cannot share keys evenly, or be turned in pairs."""
+def check_heads(config: Any) -> None:
+    """Raise a ValueError if heads cannot share keys evenly, or be turned in pairs.
+
+    >>> from types import SimpleNamespace
+    >>> check_heads(SimpleNamespace(heads=6, kv_heads=4))
+    Traceback (most recent call last):
+        ...
+    ValueError: 6 heads cannot share 4 key/value heads evenly; ...
+    """
     if config.heads % config.kv_heads:
         raise ValueError(
             f"{config.heads} heads cannot share {config.kv_heads} key/value heads evenly; "
@@ -118,7 +166,11 @@ def check_heads(config) -> None:
 
 
 def short(value: object) -> str:
-    """A value from a file that nobody vouches for, fit for a sentence."""
+    """A value from a file that nobody vouches for, fit for a sentence.
+
+    >>> short("x" * 100)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
+    """
     try:
         text = repr(value)
     except ValueError:  # Python writes no int of more than 4300 digits

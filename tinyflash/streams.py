@@ -27,7 +27,12 @@ def harmless(text: str) -> str:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person looks at what is written to a stream."""
+    """Whether a person looks at what is written to a stream.
+
+    >>> import io
+    >>> is_terminal(io.StringIO()), is_terminal(None)
+    (False, False)
+    """
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # it was closed
@@ -35,7 +40,12 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def fit_for(stream: TextIO | None, text: str) -> str:
-    """A text as a stream may have it: harmless on a terminal, untouched elsewhere."""
+    """A text as a stream may have it: harmless on a terminal, untouched elsewhere.
+
+    >>> import io
+    >>> fit_for(io.StringIO(), "\\x1b[31mred") == "\\x1b[31mred"  # no terminal: as it is
+    True
+    """
     if not is_terminal(stream):
         return text
     encoding = stream.encoding or "utf-8"
@@ -47,12 +57,19 @@ def say(text: str, end: str = "\n") -> None:
 
     raises: BrokenPipeError if nobody reads it any more; OSError, one sentence, if it cannot be
             written; ValueError if the stream's encoding lacks a letter
+
+    >>> say("A result")
+    A result
     """
     write_out(fit_for(sys.stdout, text) + end)
 
 
 def write_out(text: str) -> None:
-    """Write to standard output as it is, at once; raises as `say` does."""
+    """Write to standard output as it is, at once; raises as `say` does.
+
+    >>> write_out("as it is: no new line")
+    as it is: no new line
+    """
     if sys.stdout is None:
         return
     try:
@@ -73,7 +90,10 @@ def write_out(text: str) -> None:
 
 
 def note(line: str, end: str = "\n") -> None:
-    """Write a line beside the result, to standard error; where nobody can read it, it is lost."""
+    """Write a line beside the result, to standard error; where nobody can read it, it is lost.
+
+    >>> note("Fetching 98 MB")  # to standard error, which examples do not show
+    """
     if sys.stderr is None:  # and print would take standard output
         return
     try:
@@ -84,7 +104,10 @@ def note(line: str, end: str = "\n") -> None:
 
 
 def abandon(stream: TextIO | None) -> None:
-    """Let what a stream still holds, and what it will get, go nowhere."""
+    """Let what a stream still holds, and what it will get, go nowhere.
+
+    >>> abandon(None)
+    """
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -97,6 +120,8 @@ def occupy_closed_streams() -> None:
     """Put nothing in the place of standard streams that were closed, as by `>&-`.
 
     Otherwise the next file that is opened gets their number, and what others write there.
+
+    >>> occupy_closed_streams()  # all three are open: nothing to do
     """
     for number in range(3):
         try:
@@ -111,6 +136,10 @@ def natives_quiet(quiet: bool = True) -> Iterator[None]:
 
     A panic in Rust prints its message and its stack before Python hears of it, and the message may
     hold what a file says. Python's own standard error goes on.
+
+    >>> with natives_quiet():
+    ...     print("Python's own words are heard")
+    Python's own words are heard
     """
     if not quiet or os.name != "posix":
         yield
@@ -134,7 +163,12 @@ def natives_quiet(quiet: bool = True) -> Iterator[None]:
 
 
 def descriptor_of(stream: TextIO | None) -> int | None:
-    """The number under which the system knows a stream; None for one of Python's alone."""
+    """The number under which the system knows a stream; None for one of Python's alone.
+
+    >>> import io
+    >>> descriptor_of(io.StringIO()) is None
+    True
+    """
     try:
         return stream.fileno()
     except (AttributeError, OSError, ValueError):

@@ -27,7 +27,16 @@ COMPARING = frozenset("in eq equalto ne lt lessthan le gt greaterthan ge lower u
 
 
 class TooMuch(Exception):
-    """A template asks for more time or memory than a rendering has."""
+    """A template asks for more time or memory than a rendering has.
+
+    >>> deep = []
+    >>> for _ in range(DEEPEST + 1):
+    ...     deep = [deep]
+    >>> weigh(deep)
+    Traceback (most recent call last):
+        ...
+    tinyflash.template_prices.TooMuch
+    """
 
 
 def weigh(value: object, known: dict[int, int] | None = None, depth: int = 0) -> int:
@@ -36,6 +45,10 @@ def weigh(value: object, known: dict[int, int] | None = None, depth: int = 0) ->
     A list that holds the same list twice counts it twice, as writing does, but walks it once.
 
     raises: TooMuch where lists lie inside lists more than DEEPEST deep
+
+    >>> inner = ["four"] * 3
+    >>> weigh(inner), weigh([inner, inner])
+    (17, 36)
     """
     if isinstance(value, (str, bytes, range)):
         return 1 + len(value)
@@ -61,7 +74,11 @@ CONTAINERS = (dict, list, tuple)
 
 
 def nesting(value: object) -> int:
-    """How deep lists and dictionaries lie inside one another; 1 for a plain value."""
+    """How deep lists and dictionaries lie inside one another; 1 for a plain value.
+
+    >>> nesting(1), nesting([1]), nesting({"a": [1]})
+    (1, 2, 3)
+    """
     level, deep = [value], 0
     while level:
         deep += 1
@@ -73,7 +90,11 @@ def nesting(value: object) -> int:
 
 
 def length_of(value: object) -> int:
-    """How many parts a value has; 1 where it has none."""
+    """How many parts a value has; 1 where it has none.
+
+    >>> length_of("four"), length_of(4)
+    (5, 1)
+    """
     return 1 + len(value) if hasattr(type(value), "__len__") else 1
 
 
@@ -82,6 +103,9 @@ def price(name: str, arguments: list) -> int:
 
     name     : of the filter, the test or the method
     arguments: all that it is given, a method's own object first
+
+    >>> price("upper", ["four"]), price("sort", ["four"]), price("first", [["four"] * 9])
+    (5, 25, 10)
     """
     weights = [(length_of if name in SHALLOW else weigh)(argument) for argument in arguments]
     if name in SIZED:
@@ -99,6 +123,9 @@ def formatted(pattern: str, arguments: Iterable) -> int:
     """Letters that a pattern of `%` or `format` may fill beyond its arguments' own.
 
     Widths stand in it as numbers, or as `*` and `{:{}}`, which take them from the arguments.
+
+    >>> formatted("%1000d", [7])
+    1000
     """
     letters = sum(int(number[:20]) for number in re.findall(r"\d+", pattern))
     if "*" in pattern or re.search(r":[^{}]*\{", pattern):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import GeneratorType
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -29,9 +30,17 @@ LONGEST_TEMPLATE = 60_000  # letters; the longest published ones have some 20,00
 
 
 class PlainNamespace(Namespace):
-    """Jinja's `namespace`, to which no template gives names of Python's own; printed, a word."""
+    """Jinja's `namespace`, to which no template gives names of Python's own; printed, a word.
 
-    def __init__(*args, **kwargs):
+    >>> PlainNamespace(found=True)
+    <Namespace>
+    >>> PlainNamespace(__class__=1)
+    Traceback (most recent call last):
+        ...
+    jinja2.exceptions.TemplateError: a namespace holds no '__class__'
+    """
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
         self, args = args[0], args[1:]
         Namespace.__init__(self)
         for name, value in dict(*args, **kwargs).items():
@@ -47,20 +56,25 @@ class PlainNamespace(Namespace):
 
 
 class Priced(NodeTransformer):
-    """Puts a call of the Sandbox around what Jinja would do without asking it."""
+    """Puts a call of the Sandbox around what Jinja would do without asking it.
 
-    def visit_For(self, node):
+    >>> priced = Priced().visit(jinja2.Environment().parse("{% for i in x %}{% endfor %}"))
+    >>> priced.find(nodes.For).iter.node.name
+    'looped'
+    """
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         """The loop's items are counted."""
         self.generic_visit(node)
         node.iter = asked("looped", node.iter)
         return node
 
-    def visit_Concat(self, node):
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         """`a ~ b` is paid before it is made."""
         self.generic_visit(node)
         return asked("joined", *node.nodes)
 
-    def visit_Compare(self, node):
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         """Both sides of `==`, `<` and `in` are weighed."""
         self.generic_visit(node)
         node.expr = asked("weighed", node.expr)
@@ -68,7 +82,7 @@ class Priced(NodeTransformer):
             operand.expr = asked("weighed", operand.expr)
         return node
 
-    def visit_Getitem(self, node):
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         """`a[1:]` copies, and `a[b]` computes a hash of b."""
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
@@ -77,7 +91,7 @@ class Priced(NodeTransformer):
             node.arg = asked("weighed", node.arg)
         return node
 
-    def visit_Pair(self, node):
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
         """A dictionary computes a hash of each key."""
         self.generic_visit(node)
         if not isinstance(node.key, nodes.Const):
@@ -86,7 +100,11 @@ class Priced(NodeTransformer):
 
 
 def asked(name: str, *arguments: nodes.Expr) -> nodes.Call:
-    """The node that calls a method of the Sandbox."""
+    """The node that calls a method of the Sandbox.
+
+    >>> asked("looped", nodes.Name("items", "load", lineno=1)).node.name
+    'looped'
+    """
     line = arguments[0].lineno if arguments else 1
     method = nodes.EnvironmentAttribute(name, lineno=line)
     return nodes.Call(method, list(arguments), [], None, None, lineno=line)
@@ -96,11 +114,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's environment for one rendering, which pays from its purse.
 
     purse: letters that it may cost
+
+    >>> sandbox = Sandbox(purse=10_000)
+    >>> sandbox.from_string("{{ 2 ** 10 }}").render(), sandbox.purse < 10_000
+    ('1024', True)
+    >>> sandbox.from_string("{{ 'x' * 10 ** 10 }}").render()
+    Traceback (most recent call last):
+        ...
+    tinyflash.template_prices.TooMuch
     """
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self, purse: int = PURSE, extensions: tuple = ()):
+    def __init__(self, purse: int = PURSE, extensions: tuple = ()) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -171,7 +197,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             kept.append(part)
         return "".join(kept)
 
-    def call_binop(self, context, operator, left, right):
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`a + b` and its like."""
         numbers = [abs(value) for value in (left, right) if isinstance(value, int)]
         if operator == "+":
@@ -191,7 +217,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.pay(STEP + cost)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context, __obj, *args, **kwargs):
+    def call(__self: Any, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A method, a macro, a function: Jinja's signature, whose names no keyword can be."""
         method = getattr(__obj, "__wrapped__", __obj)
         owner = getattr(method, "__self__", None)
@@ -207,7 +233,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 @pass_context  # also keeps Jinja from writing constants out while it compiles
-def written(context, value: object) -> object:
-    """What `{{ value }}` writes, paid before it is made."""
+def written(context: Any, value: object) -> object:
+    """What `{{ value }}` writes, paid before it is made.
+
+    >>> sandbox = Sandbox(purse=1000)
+    >>> sandbox.from_string("{{ x }}").render(x="ten letter"), 1000 - sandbox.purse
+    ('ten letter', 61)
+    """
     context.environment.pay(STEP + weigh(value))
     return value

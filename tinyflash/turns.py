@@ -6,9 +6,12 @@ run any more, however that came about, the turn is free. A forked child has no o
 the one that forked, and what they held is free there too.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import threading
+from types import FrameType
 
 LOOK_AGAIN = 0.05  # seconds: how long a holder that went without a word is waited for
 
@@ -19,16 +22,23 @@ class Claim:
     process, thread, frame : where it runs
     under_way : a lock that is released when it says that it is over
     followers : Claims of those who wanted to be next; the first of them is
+
+    >>> def work():
+    ...     claim = Claim(sys._getframe())
+    ...     return claim.holds, claim
+    >>> held, claim = work()
+    >>> held, claim.holds  # while it ran, and when it had returned
+    (True, False)
     """
 
-    def __init__(self, frame):
+    def __init__(self, frame: FrameType | None) -> None:
         self.process, self.thread, self.frame = os.getpid(), threading.get_ident(), frame
         self.under_way = threading.Lock()
         self.under_way.acquire()
         self.followers = []
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
         """Whether the call runs, and has not said it is over."""
         frame = self.frame
         stayed_behind = self.process != os.getpid() and self.thread != threading.main_thread().ident
@@ -40,12 +50,12 @@ class Claim:
             return True
         return False
 
-    def end(self):
+    def end(self) -> None:
         """Say that it is over; to be called once."""
         self.frame = None
         self.under_way.release()
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait until it says that it is over, but not for long: it may be unable to say so."""
         if self.under_way.acquire(timeout=LOOK_AGAIN):
             self.under_way.release()
@@ -62,7 +72,7 @@ class Turn:
     nobody else
     """
 
-    def __init__(self, whose):
+    def __init__(self, whose: str) -> None:
         """`whose` is what the sentence below begins with, such as "This model"."""
         self.whose = whose
         self.holder = Claim(None)

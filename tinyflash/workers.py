@@ -1,5 +1,7 @@
 """The threads that share a product, and what each of them keeps: one pool for every matrix."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys
@@ -8,8 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from threadpoolctl import ThreadpoolController
 
 from tinyflash.turns import Claim, Turn
@@ -25,10 +29,15 @@ SMALL = 1 << 27
 KEPT = threading.local()  # what `scratch` gives
 
 
-def scratch(name, shape, dtype):
+def scratch(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """An array of this thread's own to write into, which the next call for `name` takes back.
 
     Memory that is new each time costs more than decoding into it: the kernel gives it page by page.
+
+    >>> first = scratch("tile", (2, 3), np.float32)
+    >>> again = scratch("tile", (3, 2), np.float32)
+    >>> again.shape, bool(np.shares_memory(first, again))
+    ((3, 2), True)
     """
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     held = getattr(KEPT, name, None)
@@ -39,7 +48,12 @@ def scratch(name, shape, dtype):
 
 
 def once_a_process(make: Callable) -> Callable:
-    """Make something when it is first asked for, and again in a child: threads are not forked."""
+    """Make something when it is first asked for, and again in a child: threads are not forked.
+
+    >>> numbers = once_a_process(lambda: [1, 2, 3])
+    >>> numbers() is numbers()
+    True
+    """
     made = cache(make)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=made.cache_clear)
@@ -48,13 +62,21 @@ def once_a_process(make: Callable) -> Callable:
 
 @once_a_process
 def pool() -> ThreadPoolExecutor:
-    """The workers that every matrix shares."""
+    """The workers that every matrix shares.
+
+    >>> list(pool().map(abs, (-1, 2)))
+    [1, 2]
+    """
     return ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), thread_name_prefix="tile")
 
 
 @cache
-def blas_libraries():
-    """The handles by which the threads of BLAS are counted and set."""
+def blas_libraries() -> list[Any]:
+    """The handles by which the threads of BLAS are counted and set.
+
+    >>> [library.user_api for library in blas_libraries()[:1]] in ([], ["blas"])
+    True
+    """
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
@@ -63,6 +85,10 @@ class OneBlasThread:
 
     BLAS has one number of threads for the whole process. So it is the last to leave who gives it
     back; one that was interrupted and could not say that it left does not count.
+
+    >>> with OneBlasThread():
+    ...     {library.num_threads for library in blas_libraries()} <= {1}
+    True
     """
 
     def __enter__(self):
@@ -98,17 +124,28 @@ def blas_threads_for(multiplications: int) -> AbstractContextManager:
 
 
 BLAS_TURN = Turn("The number of BLAS's threads")
-HOLDS = {}  # whose number -> the Claims of those who hold it to 1, and what the first one found
+# whose number -> the Claims of those who hold it to 1, and what the first one found
+HOLDS: dict[tuple, tuple[list[Claim], list[int]]] = {}
 
 
-def whose_number(library):
-    """Where BLAS runs on OpenMP each thread has a number of its own; else the process has one."""
+def whose_number(library: Any) -> tuple[int, int | None]:
+    """Where BLAS runs on OpenMP each thread has a number of its own; else the process has one.
+
+    >>> from types import SimpleNamespace
+    >>> library = SimpleNamespace(threading_layer="pthreads")  # one number for the process
+    >>> whose_number(library) == (id(library), None)
+    True
+    """
     own = getattr(library, "threading_layer", None) == "openmp"
     return id(library), threading.get_ident() if own else None
 
 
-def set_threads(library, threads):
-    """Set the number. threadpoolctl 3.7 listens to one thread only, unless it is told to forget."""
+def set_threads(library: Any, threads: int) -> None:
+    """Set the number. threadpoolctl 3.7 listens to one thread only, unless it is told to forget.
+
+    >>> for library in blas_libraries():
+    ...     set_threads(library, library.num_threads)  # as it was
+    """
     forget = getattr(library, "clear_controlling_thread", lambda force: None)
     forget(force=True)
     library.set_num_threads(threads)
