@@ -105,6 +105,15 @@ def test_whichever_call_fails_nothing_is_half_written(tmp_path, monkeypatch, old
     assert 4 < at < 40
 
 
+def test_what_was_kept_is_deleted_though_deleting_fails_once(tmp_path, monkeypatch):
+    write_files({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    for at in (1, 2):
+        with monkeypatch.context() as patch:
+            failing = Failing(patch, at, OSError(errno.EIO, "I/O error"), ["unlink"])
+            write_files({tmp_path / "a": b"3", tmp_path / "b": b"4"})
+        assert failing.calls >= at and contents(tmp_path) == {"a": b"3", "b": b"4"}
+
+
 def test_directories_made_for_a_file_go_with_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         Failing(patch, 1, OSError(errno.EIO, "I/O error"), ["fsync"])
