@@ -255,6 +255,6 @@ def test_sizes_that_no_model_has_are_refused_before_anything_is_made(huge):
 
 def test_an_end_token_without_an_id_ends_nothing(tmp_path):
     write_model(tmp_path, CONFIGS["llama"])
-    file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": ""}))
+    nothing = {"eos_token": {"content": "", "lstrip": False}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(nothing))
     assert all(isinstance(token, int) for token in tinyflash.load(tmp_path).eos_ids)
