@@ -74,7 +74,7 @@ class DrafterNetwork:
 
     def __repr__(self):
         sizes = f"{self.config.layers} layers of width {self.config.exit_width}"
-        return f"<Drafter: {sizes}, {self.config.vocab_size:,} tokens>"
+        return f"<DrafterNetwork: {sizes}, {self.config.vocab_size:,} tokens>"
 
 
 def weight_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
