@@ -10,7 +10,7 @@ from tests.helpers_models import CONFIGS, write_model
 from tinyflash import cli
 from tinyflash.chat_template import default_template, render, templates_of
 from tinyflash.model import load
-from tinyflash.template_prices import TooMuch, nesting, weigh
+from tinyflash.template_prices import PART, TooMuch, nesting, weigh
 from tinyflash.template_sandbox import LONGEST_TEMPLATE, Sandbox
 
 MESSAGES = [
@@ -133,6 +133,9 @@ BOMBS = [
     "{{ [1] | batch(10**9, 'x') | list }}",
     "{{ [1] | slice(10**9) | list }}",
     "{{ messages | tojson(indent=10**9) }}",
+    "{{ ('ab ' * 60000) | rejectattr('ab ' * 60000) | list | length }}",
+    "{{ ('ab ' * 60000) | unique('a', 'b') | list | length }}",
+    "{{ (messages * 10**6) | string | length }}",
     "{% set s = 'ab ' * 300000 %}{% for a in range(9999) %}{% set t = s[1:] %}{% endfor %}",
     "{% set s = 'ab ' * 300000 %}{% for a in range(9999) %}{% set t = s.split() %}{% endfor %}",
     "{% set s = 'a' * 300000 %}{% for a in range(9999) %}{{ s == s ~ 'b' }}{% endfor %}",
@@ -210,8 +213,8 @@ def test_each_rendering_has_a_purse_of_its_own():
 def test_weights():
     shared = ["ab"]
     assert weigh("abc") == 4 and weigh(None) == 1 and weigh(10**30) > 30
-    assert weigh([shared, shared]) == 2 + 2 * weigh(shared)
-    assert weigh({"a": shared}) == 2 + weigh("a") + weigh(shared)
+    assert weigh([shared, shared]) == PART + 2 * (PART + weigh(shared))
+    assert weigh({"a": shared}) == 3 * PART + weigh("a") + weigh(shared)
     assert nesting("a") == 1 and nesting([{"a": (1,)}, 2]) == 4
     doubled = [1]
     for _ in range(90):
@@ -219,6 +222,8 @@ def test_weights():
     assert weigh(doubled) > 2**90
     with pytest.raises(TooMuch):
         weigh(nested(101))
+    with pytest.raises(TooMuch):
+        weigh(range(10), most=10), weigh([1] * 10**6, most=10**4)
     sandbox = Sandbox(purse=10)
     sandbox.pay(10)
     with pytest.raises(TooMuch):

@@ -7,6 +7,8 @@ import re
 from collections.abc import ItemsView, Iterable
 
 DEEPEST = 100  # lists inside lists
+PART = 16  # letters: to look at one part of a list
+ITEM = 160  # letters: to ask one for an attribute, or a test about it
 
 # Filters and methods that touch the containers they are given, but not what is inside them.
 SHALLOW = frozenset(
@@ -21,6 +23,8 @@ SIZED = frozenset(
 REPEATING = frozenset("join replace translate indent tojson expandtabs".split())
 # Those that may look at all of their argument for each of its parts.
 SQUARED = frozenset("sort dictsort groupby sum striptags urlize xmlattr pprint wordwrap".split())
+# Those that ask every item of a list.
+ASKING = frozenset("map select reject selectattr rejectattr unique min max join".split())
 FORMATTING = frozenset(("format", "format_map", "strftime_now"))
 # Tests that look into what they are given.
 COMPARING = frozenset("in eq equalto ne lt lessthan le gt greaterthan ge lower upper".split())
@@ -39,33 +43,42 @@ class TooMuch(Exception):
     """
 
 
-def weigh(value: object, known: dict[int, int] | None = None, depth: int = 0) -> int:
+def weigh(value: object, most: float = math.inf) -> int:
     """Letters that a value takes when it is written out, about; at least 1.
 
     A list that holds the same list twice counts it twice, as writing does, but walks it once.
 
-    raises: TooMuch where lists lie inside lists more than DEEPEST deep
+    raises: TooMuch if they are more than `most`, or lists lie inside lists more than DEEPEST deep
 
     >>> inner = ["four"] * 3
     >>> weigh(inner), weigh([inner, inner])
-    (17, 36)
+    (79, 206)
     """
+    return weigh_inside(value, most, {}, 0)
+
+
+def weigh_inside(value: object, most: float, known: dict[int, int], depth: int) -> int:
+    """The same; `known` are the weights of lists by their id, `depth` is how deep this one lies."""
     if isinstance(value, (str, bytes, range)):
         return 1 + len(value)
     if isinstance(value, int):
         return 1 + value.bit_length() // 3
     if isinstance(value, (dict, ItemsView)):
         pairs = value.items() if isinstance(value, dict) else value
-        parts = [part for pair in pairs for part in pair]
+        parts = (part for pair in pairs for part in pair)
     elif isinstance(value, (list, tuple, set, frozenset)) or type(value) in VIEWS:
         parts = value
     else:
         return 1
     if depth == DEEPEST:
         raise TooMuch
-    known = {} if known is None else known
     if id(value) not in known:
-        known[id(value)] = 2 + sum(weigh(part, known, depth + 1) for part in parts)
+        weight = PART
+        for part in parts:
+            weight += PART + weigh_inside(part, most, known, depth + 1)
+            if weight > most:
+                raise TooMuch
+        known[id(value)] = weight
     return known[id(value)]
 
 
@@ -98,8 +111,8 @@ def length_of(value: object) -> int:
     return 1 + len(value) if hasattr(type(value), "__len__") else 1
 
 
-def price(name: str, arguments: list) -> int:
-    """Letters that a call costs.
+def price(name: str, arguments: list, most: float = math.inf) -> int:
+    """Letters that a call costs; what costs more than `most` may raise TooMuch instead.
 
     name     : of the filter, the test or the method
     arguments: all that it is given, a method's own object first
@@ -107,19 +120,21 @@ def price(name: str, arguments: list) -> int:
     >>> price("upper", ["four"]), price("sort", ["four"]), price("first", [["four"] * 9])
     (5, 25, 10)
     """
-    weights = [(length_of if name in SHALLOW else weigh)(argument) for argument in arguments]
+    weights = [length_of(a) if name in SHALLOW else weigh(a, most) for a in arguments]
+    if name in ASKING and not (name == "join" and isinstance(arguments[0], str)):
+        weights[0] += ITEM * length_of(arguments[0])
     if name in SIZED:
         weights += [abs(a) for a in arguments if isinstance(a, int)]
     if name == "tojson" and any(isinstance(a, (int, str)) for a in arguments[1:]):
         weights.append(nesting(arguments[0]))  # each line is indented so often
     if name in FORMATTING:
-        weights += [formatted(a, arguments) for a in arguments[:1] if isinstance(a, str)]
+        weights += [formatted(a, arguments, most) for a in arguments[:1] if isinstance(a, str)]
     if name in REPEATING:
         return math.prod(weights)
     return sum(weights) ** 2 if name in SQUARED else sum(weights)
 
 
-def formatted(pattern: str, arguments: Iterable) -> int:
+def formatted(pattern: str, arguments: Iterable, most: float = math.inf) -> int:
     """Letters that a pattern of `%` or `format` may fill beyond its arguments' own.
 
     Widths stand in it as numbers, or as `*` and `{:{}}`, which take them from the arguments.
@@ -131,4 +146,4 @@ def formatted(pattern: str, arguments: Iterable) -> int:
     if "*" in pattern or re.search(r":[^{}]*\{", pattern):
         letters += sum(abs(a) for a in arguments if isinstance(a, int))
     # `{0}{0}{0}` writes its argument three times
-    return letters + pattern.count("{") * weigh(arguments)
+    return letters + pattern.count("{") * weigh(arguments, most)

@@ -158,9 +158,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def paying(self, name: str, function: Callable) -> Callable:
         """A filter or test that pays; what it gives one by one is paid one by one."""
 
-        @wraps(function)  # which keeps Jinja's mark that it takes a context
+        of_jinja = hasattr(function, "jinja_pass_arg")  # its first argument: a context
+
+        @wraps(function)
         def paid(*args, **kwargs):
-            self.pay(STEP + price(name, [*args, *kwargs.values()]))
+            given = [*args[of_jinja:], *kwargs.values()]
+            self.pay(STEP + price(name, given, self.purse))
             result = function(*args, **kwargs)
             return self.counted(result) if isinstance(result, GeneratorType) else result
 
@@ -181,12 +184,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def weighed(self, value: object) -> object:
         """The value itself, once its weight is paid."""
-        self.pay(weigh(value))
+        self.pay(weigh(value, self.purse))
         return value
 
     def joined(self, *values: object) -> str:
         """The texts of all values as one, which is Jinja's `~`."""
-        self.pay(weigh(values))
+        self.pay(weigh(values, self.purse))
         return "".join(map(str, values))
 
     def concat(self, parts: Iterable[str]) -> str:
@@ -201,19 +204,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """`a + b` and its like."""
         numbers = [abs(value) for value in (left, right) if isinstance(value, int)]
         if operator == "+":
-            cost = length_of(left) + length_of(right)
-        elif len(numbers) == 2:  # the digits of a product, or of a power
-            cost = (
-                weigh(left) * weigh(right) if operator != "**" else (weigh(left) * numbers[1]) ** 2
-            )
+            weights = length_of(left), length_of(right)
+        else:
+            weights = weigh(left, self.purse), weigh(right, self.purse)
+        if operator == "**" and len(numbers) == 2:  # the digits of a power
+            cost = (weights[0] * numbers[1]) ** 2
+        elif operator != "+" and len(numbers) == 2:
+            cost = weights[0] * weights[1]
         elif operator == "*" and numbers:  # a text or a list, repeated
             cost = length_of(left) * length_of(right) * numbers[0]
-        elif operator == "%":
-            cost = weigh(left) + weigh(right)
-            if isinstance(left, (str, bytes)):
-                cost += formatted(str(left), right if isinstance(right, tuple) else (right,))
         else:
-            cost = 1
+            cost = sum(weights)
+        if operator == "%" and isinstance(left, (str, bytes)):
+            values = right if isinstance(right, tuple) else (right,)
+            cost += formatted(str(left), values, self.purse)
         self.pay(STEP + cost)
         return super().call_binop(context, operator, left, right)
 
@@ -228,7 +232,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             else:
                 owned = [owner] if isinstance(owner, (str, bytes, int, list, tuple, dict)) else []
                 name = getattr(method, "__name__", "")
-                __self.pay(CALL + 4 * price(name, [*owned, *arguments]))
+                __self.pay(CALL + 4 * price(name, [*owned, *arguments], __self.purse))
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -240,5 +244,5 @@ def written(context: Any, value: object) -> object:
     >>> sandbox.from_string("{{ x }}").render(x="ten letter"), 1000 - sandbox.purse
     ('ten letter', 61)
     """
-    context.environment.pay(STEP + weigh(value))
+    context.environment.pay(STEP + weigh(value, context.environment.purse))
     return value
