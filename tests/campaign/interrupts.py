@@ -75,6 +75,7 @@ def interrupt(kind, trace, subject, point):
     for n in range(5):  # what took so long when it was measured may be quicker now
         if by_a_timer(subject.use, point / 2**n, 0.0003 if kind == "storms" else 0.0):
             return True
+        subject.chat = subject.model.chat()  # the turn that was not interrupted is over
     return False
 
 
