@@ -60,7 +60,7 @@ def made_and_locked(path: Path, what: str) -> int | None:
         with suppress(FileExistsError):
             path.mkdir()
     refuse_another_users(path)
-    if fcntl is None:
+    if fcntl is None or not hasattr(os, "O_DIRECTORY"):
         return None
     handle = opened(path)
     try:
