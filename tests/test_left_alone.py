@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers_faults import Failing
 from helpers_models import CONFIGS, TOKENIZER_TEXT, write_model
 
 from tinyflash.bench import disk, disk_profile
@@ -16,6 +17,7 @@ from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
 from tinyflash.flash.training import run as predictor_run
 from tinyflash.flash.training import run_state
+from tinyflash.training import run_files
 from tinyflash.training.run_files import forget
 
 
@@ -156,6 +158,27 @@ def test_forgetting_a_run_deletes_its_own_files_only(place, capsys):
         (state / name).write_text("mine")
     forget(state, run_state.state_files(1))
     assert {path.name for path in state.iterdir()} == {"layer.notes", "layer.x.safetensors"}
+
+
+def test_what_cannot_be_deleted_of_a_finished_run_is_still_known_to_be_its_own(place, monkeypatch):
+    names = ("run.json", "layer.0.safetensors", "stream.safetensors")
+    for at in (1, 2, 3):
+        state = place / f"{at}.training"
+        state.mkdir()
+        for name in names:
+            (state / name).write_text("{}")
+        (state / ".run.json.0123456789abcdef.part").write_text("{}")
+        with monkeypatch.context() as patch:
+            Failing(patch, at, OSError(5, "Input/output error"), ["unlink"])
+            run_files.forget(state, names)
+        assert (state / "run.json").exists()
+        with own_directory(state, run_state.is_state, "training predictors"):
+            run_files.forget(state, names)
+        assert not state.exists()
+    (place / "left.training").mkdir()
+    (place / "left.training" / ".run.json.0123456789abcdef.part").write_text("{}")
+    with own_directory(place / "left.training", run_state.is_state, "training predictors"):
+        pass
 
 
 def test_nothing_is_left_of_a_run_that_did_not_begin(place):

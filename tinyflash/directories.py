@@ -34,7 +34,8 @@ def own_directory(path: Path, ours: Callable[[Path], bool], what: str) -> Iterat
     """
     handle = made_and_locked(path, what)
     try:
-        if any(path.iterdir()) and not ours(path):
+        names = [file.name for file in path.iterdir() if not UNFINISHED.fullmatch(file.name)]
+        if names and not ours(path):
             raise ValueError(
                 f"{path} is in the way: its files are not of tinyflash's {what}; move it away, or "
                 "choose another place."

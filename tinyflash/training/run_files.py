@@ -1,6 +1,7 @@
 """The state of a training run on disk: written whole or not at all, resumed bit for bit."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -82,6 +83,10 @@ def read_state(directory, read):
 
 
 def forget(directory, names):
-    """Delete the state of a run that is finished, by the names of its files; others stay."""
-    for name in names:
-        (directory / name).unlink(missing_ok=True)
+    """Delete the state of a run that is finished, by the names of its files; others stay.
+
+    What says whose they are goes last, so that what cannot be deleted is known to be ours.
+    """
+    with suppress(OSError):
+        for name in sorted(names, key=lambda name: name == "run.json"):
+            (directory / name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,12 @@ def read_plainly(path, begins, ends, places, out):
             file.seek(begin)
             if file.readinto(out[place : place + end - begin]) < end - begin:
                 raise ValueError(f"{path} ends before byte {end}.")
+
+
+def close_file(descriptor):
+    """Close a file that was only read; what the system says of it is of no consequence."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 class FlashReader:
@@ -66,7 +73,7 @@ class FlashReader:
         self.threads = threads
         self.counters = ReadCounters()
         self.descriptor = open_direct(path)
-        self.close_file = weakref.finalize(self, os.close, self.descriptor)
+        self.close_file = weakref.finalize(self, close_file, self.descriptor)
         self.close_file.atexit = False
         with naming(path):
             self.opened_as = state_of(self.descriptor)
