@@ -93,7 +93,7 @@ class Generation:
         self.drafter = NoDrafter() if drafter is None else drafter
         self.tap = no_tap
         self.ids = []
-        self.hidden = None  # (D,), what the last of the said tokens was chosen from
+        self.hidden = None  # (D,), the state from which the newest token was chosen
         self.text = ""
         self.stop_reason = None
         self.prompt_seconds = 0.0
@@ -170,6 +170,7 @@ class Generation:
     def _tokens(self):
         """New tokens until a stop rule; the end-of-text token is not among them."""
         began = time.perf_counter()
+        # Rounded up:
         self.counts.passes = -(-(len(self.prompt_ids) - self.cache.length) // PREFILL)
         logits, self.hidden = prefill(self.model, self.prompt_ids, self.cache, self.tap)
         self.prompt_seconds = time.perf_counter() - began
@@ -210,7 +211,7 @@ class Generation:
         ids = [*self.prompt_ids, *self.ids]
         self.drafter.begin(self.choose, self.rng)
         tree = self.drafter.propose(ids, self.hidden) if room else chain(ids[-1:])
-        if len(tree) > room + 1:  # or it is not too deep
+        if len(tree) > room + 1:  # a smaller tree cannot be too deep
             tree = tree.cut(room)
         counts.draft_seconds += time.perf_counter() - began
         if tree.tokens[0] != ids[-1]:

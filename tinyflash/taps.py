@@ -2,7 +2,8 @@
 
 A tap is any function of (name, tensor). The names are TransformerLens's words where it has one,
 so that two engines can be compared tensor by tensor; oracle/transformer_lens.py translates.
-A layer's names stand behind `layers.{i}.`.
+A layer's names stand behind `layers.{i}.`; the letters of the shapes are those of config.py.
+`tests/test_goldens.py` pins names and shapes.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ LAYER_TAPS = {
     "attn.v": ("T G K", "attn.norm @ Wvᵀ + bv"),
     "attn.norm_q": ("T H K", "norm(attn.q), each head by itself"),
     "attn.norm_k": ("T G K", "norm(attn.k), each head by itself"),
-    "attn.rot_q": ("T H K", "attn.q (or norm_q) turned by its position (half-split layout)"),
-    "attn.rot_k": ("T G K", "attn.k (or norm_k) turned by its position (half-split layout)"),
+    "attn.rot_q": ("T H K", "attn.q (or norm_q) turned by its position, see ops.rotary"),
+    "attn.rot_k": ("T G K", "attn.k (or norm_k) turned by its position, see ops.rotary"),
     "attn.scores": ("H T S", "(q kᵀ + alibi) / √K, before the mask"),
     "attn.pattern": ("H T S", "softmax of the masked scores"),
     "attn.z": ("T H K", "attn.pattern @ v, head by head"),
@@ -39,7 +40,10 @@ LAYER_TAPS = {
     ),
     "ffn.pre": ("T F", "ffn.norm (or the norm that is shared) @ W_upᵀ + b_up"),
     "ffn.gate": ("T F", "ffn.norm @ W_gateᵀ + b_gate"),
-    "ffn.act": ("T F", "act(ffn.pre), or act(ffn.gate) · ffn.pre"),
+    "ffn.act": (
+        "T F",
+        "act(ffn.pre), or act(ffn.gate) · ffn.pre; act cuts below a threshold if any",
+    ),
     "ffn.out": ("T D", "ffn.act @ W_downᵀ + b_down"),
     "resid_post": ("T D", "resid_pre + attn.out + ffn.out; where norms stand after, ffn.norm"),
 }

@@ -63,8 +63,8 @@ def forward(
     ids           : int (..., T), each in 0 … V-1
     cache         : KVCache of the tokens before these, or None when these are the first
     feed_forwards : one FeedForward a layer, or None for the dense ones
-    tree          : None where each token follows the one before it. Or what the ids are the T
-                    tokens of: `tree.depths` int (T,), how many of them stand before each, and
+    tree          : None for plain text, where each token follows the one before it; or a tree of
+                    the T tokens: `tree.depths` int (T,), how many of them stand before each, and
                     `tree.ancestors` bool (T, T), which of them each may look at
     returns       : (..., T, V); of an encoder, the prediction for token t itself
     raises        : ValueError for an encoder with a cache

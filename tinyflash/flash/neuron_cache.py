@@ -48,7 +48,7 @@ class NeuronCache:
         self.clear()
 
     def clear(self):
-        """Hold no neuron. What another thread reads into the rows is waited for."""
+        """Hold no neuron. It waits first for what another thread reads into the rows."""
         self.epoch += 1
         with self.turn:
             pass

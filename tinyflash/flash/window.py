@@ -17,8 +17,8 @@ NEVER = -(1 << 62)  # older than any window is long
 class Window:
     """For each neuron of one layer the token that used it last; all else follows from its age.
 
-    k         : window length in tokens, k ≥ 1; as long as n tokens are undecided, n more
-    length    : the same without them
+    length    : of the window in tokens, at least 1
+    k         : the same, and beside it the tokens that are proposed and not yet accepted
     tokens    : tokens seen so far
     last_used : int (F,), number of the token that used it last, or NEVER
     """
@@ -55,9 +55,9 @@ class Window:
             self._undecided.append(active)
 
     def suppose(self, tokens):
-        """The next so many tokens may not stay: nothing goes for their sake until `keep`.
+        """The next `tokens` tokens may be rejected: until `keep`, nothing is evicted for them.
 
-        0 tokens ends it: whatever was undecided stays.
+        0 tokens ends it: whatever was undecided is accepted.
         """
         if self._before is not None:
             self.k = self._before[0]
@@ -67,7 +67,7 @@ class Window:
             self.k += tokens
 
     def keep(self, path):
-        """Of the undecided tokens only some are so: the window ends at the last of them.
+        """Only the undecided tokens on `path` were accepted: the window forgets the others.
 
         If α of λ + 1 verified tokens are accepted, it holds those of the last k tokens that end
         there, not at the last that was computed.    (LLM in a flash, on speculative decoding)
@@ -97,7 +97,7 @@ class Window:
         return self.used_within(self.k)
 
     def longest_that_fits(self, rows, most, besides=None):
-        """How far the window must shrink: the largest length whose neurons fit `rows` rows.
+        """The length of the longest window whose neurons fit `rows` rows.
 
         max j ≤ most with |A_t ∪ … ∪ A_{t-j+1}| ≤ rows; 0 if the newest token alone needs more
 
@@ -115,10 +115,10 @@ class Window:
 def portions(window, cache, T, fitting):
     """What the T newest tokens used, in portions that fit the rows of a cache.
 
-    If one does, what the window holds of the tokens before them stays beside it. If not: first
-    what is there already, then the rest in slices; the most recently used come last and in a
-    full slice, because that one stays, the others as they lie on flash, where neighbors are
-    read together.
+    If all fit, there is one portion, and the older neurons of the window stay beside it. If not,
+    what is there already comes first, and the rest follows in slices, in the order of flash,
+    where neighbors are read together. The most recently used come last and fill all rows, because
+    the last slice stays.
 
     window  : Window;  cache : NeuronCache;  fitting : tokens whose neurons fit the rows
     yields  : int (n,), n ≤ rows; bool (F,), the neurons that need not go for them

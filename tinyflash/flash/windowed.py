@@ -85,7 +85,7 @@ class Windowed(FlashFeedForward):
         self.window.clear()
 
     def suppose(self, tokens):
-        """The next so many tokens may not stay: nothing goes for their sake until `keep`."""
+        """The next `tokens` tokens may be rejected, see `Window.suppose`."""
         self.window.suppose(tokens)
 
     def keep(self, path):
@@ -168,4 +168,4 @@ class Windowed(FlashFeedForward):
         rows = self._rows(self.cache.matrix, neurons, known, places, used)
         if "up" in rows.biases:
             rows.biases["up"] = self.cache.bias[places]
-        return rows.together()  # as where they were just read
+        return rows.together()  # a slice where they follow one another, as rows just read do
