@@ -55,9 +55,23 @@ class Terminal:
         """Press keys: text, or control characters such as \\x03 for Ctrl-C."""
         os.write(self.ours, keys.encode())
 
-    def until(self, pattern):
+    def interrupt(self, pattern):
+        """Press Ctrl-C until a pattern comes, as a person would.
+
+        A signal that comes just before Python's readline begins to wait is seen with the next key.
+        """
+        for _ in range(4):
+            self.type("\x03")
+            try:
+                return self.until(pattern, SECONDS / 4)
+            except AssertionError:
+                if self.running.poll() is not None:
+                    raise
+        raise AssertionError(f"Ctrl-C brings no {pattern!r}")
+
+    def until(self, pattern, seconds=SECONDS):
         """Wait for a pattern in the plain text, behind what was waited for before; what matched."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         while not (found := re.search(pattern, plain(self.seen)[self.done :])):
             rest = plain(self.seen)[self.done :]
             assert time.monotonic() < end and self.read(), f"no {pattern!r} in {rest[-500:]!r}"

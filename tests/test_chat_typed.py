@@ -55,8 +55,7 @@ def test_a_conversation_at_a_terminal(talker, cache, program):
         terminal.until(PROMPT)
         terminal.type("half a li")
         terminal.until("half a li")
-        terminal.type("\x03")  # clears the line
-        terminal.until(PROMPT)
+        terminal.interrupt(PROMPT)  # clears the line
         terminal.type("Why")
         terminal.type("\x1b\r" if toolkit else "\\\r")  # a second line
         terminal.until("·[ \x08]")
@@ -76,8 +75,7 @@ def test_a_conversation_at_a_terminal(talker, cache, program):
         terminal.until(PROMPT)
         terminal.type("\x1b[A\x1b[A\x1b[A\x1b[A")  # up, to an earlier line
         terminal.until("system Be short")  # what differs is drawn
-        terminal.type("\x03")
-        terminal.until(PROMPT)
+        terminal.interrupt(PROMPT)
         terminal.type("\x04")
         assert terminal.ended() == 0
         assert "Traceback" not in terminal.seen

@@ -66,7 +66,7 @@ class DrafterNetwork:
     """The network: sizes, and its weights by the names of `weight_shapes`.
 
     >>> DrafterNetwork(DrafterConfig(vocab_size=50, width=8, exit_width=16, layers=1), {})
-    <Drafter: 1 layers of width 16, 50 tokens>
+    <DrafterNetwork: 1 layers of width 16, 50 tokens>
     """
 
     config: DrafterConfig
@@ -105,7 +105,7 @@ def load_drafter(directory: str | Path, dtype: Any = np.float32) -> DrafterNetwo
 
     >>> from tinyflash.checkpoint.sources import embedded
     >>> load_drafter(embedded("tiny-opt-drafter"))
-    <Drafter: 1 layers of width 384, 2,048 tokens>
+    <DrafterNetwork: 1 layers of width 384, 2,048 tokens>
     """
     checkpoint = open_checkpoint(directory)
     keys = checkpoint.config
@@ -156,7 +156,7 @@ def save_drafter(directory: str | Path, drafter: DrafterNetwork, dtype: str = "f
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     save_drafter(directory, drafter)
     ...     load_drafter(directory)
-    <Drafter: 0 layers of width 4, 5 tokens>
+    <DrafterNetwork: 0 layers of width 4, 5 tokens>
     """
     write_files(drafter_files(directory, drafter, dtype), parents=True)
 

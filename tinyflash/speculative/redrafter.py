@@ -161,7 +161,7 @@ class ReDrafter(Drafter):
 
     >>> import tinyflash
     >>> tinyflash.load("default").drafter("redrafter", width=2, length=3)
-    <ReDrafter: 2 beams of 3, <Drafter: 1 layers of width 384, 2,048 tokens>>
+    <ReDrafter: 2 beams of 3, <DrafterNetwork: 1 layers of width 384, 2,048 tokens>>
     """
 
     drafter: DrafterNetwork
