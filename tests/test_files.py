@@ -24,6 +24,7 @@ from tinyflash.files import (
     write_json,
     write_whole,
 )
+from tinyflash.oracle.record import checkpoint_digests
 
 
 def contents(directory):
@@ -48,6 +49,21 @@ def test_what_cannot_be_read_is_a_sentence_with_its_name(tmp_path, read):
     assert caught.value.errno == errno.ENOENT
     with pytest.raises(IsADirectoryError, match=r"cannot be read: Is a directory\."):
         read(tmp_path)
+
+
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    for name in ("b.json", "a.bin", "c.txt"):
+        (tmp_path / name).touch()
+    there = [path.name for path in files.files_in(tmp_path, "*.json", "*.bin")]
+    assert there == ["a.bin", "b.json"]
+
+    def refused(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for call in ("listdir", "scandir"):
+        monkeypatch.setattr(os, call, refused)
+    with pytest.raises(PermissionError, match="cannot be read: Permission denied"):
+        checkpoint_digests(tmp_path)
 
 
 def test_texts_are_utf8_with_plain_ends_of_lines(tmp_path):

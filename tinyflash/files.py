@@ -16,6 +16,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,17 @@ def naming(path: str | Path, done: str = "read") -> Iterator[None]:
         told = kind(f"{path} cannot be {done}: {error.strerror}.")
         told.errno = error.errno
         raise told from error
+
+
+def files_in(directory: str | Path, *patterns: str) -> list[Path]:
+    """The files of a directory whose names fit one of the patterns, sorted.
+
+    raises: OSError, one sentence, if the directory cannot be read: `Path.glob` would find none
+    """
+    with naming(directory):
+        names = sorted(os.listdir(directory))
+    fitting = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [Path(directory) / name for name in fitting]
 
 
 def read_bytes(path: str | Path) -> bytes:

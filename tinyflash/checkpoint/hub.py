@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from tinyflash.checkpoint.adapter import ADAPTER
-from tinyflash.files import read_text
+from tinyflash.files import files_in, read_text
 from tinyflash.streams import note
 
 MODEL_IS = (
@@ -120,7 +120,7 @@ def cached_snapshot(hub_id):
         snapshot = Path(snapshot_download(hub_id, local_files_only=True))
     except Exception:  # there is none
         return None
-    for index in snapshot.glob("*.index.json"):
+    for index in files_in(snapshot, "*.index.json"):
         shards = set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', read_text(index)))
         if not all((snapshot / shard).is_file() for shard in shards):
             return None

@@ -195,10 +195,9 @@ def ends_of_text(directory: Path) -> list[int]:
 def chat_template(given: TokenizerFiles) -> str | dict[str, str] | None:
     """The chat template, or several by name, or None: files of their own count first."""
     directory = given.directory
-    several = {
-        file.stem: files.read_text(file)
-        for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    }
+    folder = directory / "additional_chat_templates"
+    named = files.files_in(folder, "*.jinja") if folder.is_dir() else []
+    several = {file.stem: files.read_text(file) for file in named}
     if (directory / "chat_template.jinja").is_file():
         several["default"] = files.read_text(directory / "chat_template.jinja")
     if several:

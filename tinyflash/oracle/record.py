@@ -21,7 +21,7 @@ from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.checks import short
-from tinyflash.files import digest, read_json, refuse_foreign, write_files
+from tinyflash.files import digest, files_in, read_json, refuse_foreign, write_files
 from tinyflash.oracle.diff import top_two_margins
 from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
@@ -127,8 +127,7 @@ def checkpoint_digests(path):
     path = Path(path)
     if path.is_file():
         return {path.name: digest(path)}
-    files = {file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)}
-    return {file.name: digest(file) for file in sorted(files)}
+    return {file.name: digest(file) for file in files_in(path, *CHECKPOINT_FILES)}
 
 
 def write_recording(path, taps, manifest):
