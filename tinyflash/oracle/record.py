@@ -21,7 +21,7 @@ from tinyflash.checkpoint.mapped import files_behind, refuse_changed
 from tinyflash.checkpoint.opening import open_checkpoint
 from tinyflash.checkpoint.safetensors_file import safetensors_entries
 from tinyflash.checks import short
-from tinyflash.files import digest, files_in, read_json, refuse_foreign, write_files
+from tinyflash.files import digest, files_in, printable, read_json, refuse_foreign, write_files
 from tinyflash.oracle.diff import top_two_margins
 from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
@@ -186,13 +186,14 @@ def read_recording(path):
     if set(entries) != set(manifest["tap_order"]):
         odd = sorted(set(entries) ^ set(manifest["tap_order"]))[0]
         raise ValueError(
-            f"{path}: only one of the file and its manifest's tap_order has {odd}; "
+            f"{path}: only one of the file and its manifest's tap_order has {printable(odd)}; "
             "make the recording again."
         )
     for name, entry in entries.items():
         if entry.dtype not in ("float32", "float64"):
             raise ValueError(
-                f"{path}: {name} is {entry.dtype}; a recording holds full float32 or float64."
+                f"{path}: {printable(name)} is {entry.dtype}; a recording holds full float32 or "
+                "float64."
             )
     if digest(path) != manifest["taps_digest"]:
         raise ValueError(
@@ -214,8 +215,8 @@ def checked_manifest(path):
             )
     if manifest["format"] != FORMAT:
         raise ValueError(
-            f"{path}: the manifest is of format {manifest['format']}, and this tinyflash reads "
-            f"format {FORMAT}; make the recording again."
+            f"{path}: the manifest is of format {short(manifest['format'])}, and this tinyflash "
+            f"reads format {FORMAT}; make the recording again."
         )
     for key, kind in (("ids", int), ("tap_order", str)):
         if not manifest[key] or not all(type(item) is kind for item in manifest[key]):
