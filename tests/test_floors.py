@@ -73,6 +73,31 @@ def wrong_imports(part, source):
     return wrong
 
 
+def imported_files(source, names):
+    """The files among `names` (dotted, such as "tinyflash.ops") that a file imports, wherever."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(names)
+
+
+def circle(imports):
+    """Files that import one another, each the next and the last the first; or an empty list.
+
+    imports : dict file -> set of the files that it imports
+    """
+    left = {file: set(others) for file, others in imports.items()}
+    while free := {file for file, others in left.items() if not others}:
+        left = {file: others - free for file, others in left.items() if file not in free}
+    way = [next(iter(left))] if left else []
+    while way and way[-1] not in way[:-1]:
+        way.append(min(left[way[-1]]))
+    return way[way.index(way[-1]) + 1 :] if way else []
+
+
 def constructors_without_dtype(source):
     """A line for each NumPy constructor that leaves its dtype to chance."""
     return [
@@ -129,6 +154,22 @@ def test_nobody_imports_from_above(path):
     assert wrong_imports(part_of(path), path.read_text()) == []
 
 
+def test_no_two_files_import_one_another():
+    names = {
+        ".".join(("tinyflash", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for path in FILES
+    }
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    imports = {
+        name: imported_files(path.read_text(encoding="utf-8"), names) - {name, "tinyflash"}
+        for name, path in names.items()
+    }
+    # A package's own file is imported with each file in it; only what it offers makes a circle.
+    for name, others in imports.items():
+        imports[name] = {other for other in others if not name.startswith(f"{other}.")}
+    assert circle(imports) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_a_file_is_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= LONGEST
@@ -172,6 +213,13 @@ def test_every_constructor_says_its_dtype(path):
 )
 def test_planted_imports_are_caught(part, line, wrong):
     assert bool(wrong_imports(part, line)) == wrong
+
+
+def test_planted_circles_are_caught():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["c", "b"]
+    late = "def f():\n    from tinyflash.flash import window"
+    assert imported_files(late, {"tinyflash.flash.window"}) == {"tinyflash.flash.window"}
 
 
 def test_planted_constructors_are_caught():

@@ -118,6 +118,7 @@ def parser():
     top.add_argument("--version", action="version", version=f"tinyflash {tinyflash.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
-    for module in (generate, evaluate, convert, train, bench, oracle, completion):
+    for module in (generate, evaluate, convert, train, bench, oracle):
         module.arguments(verbs)
+    completion.arguments(verbs, top)
     return top

@@ -10,25 +10,23 @@ SHELLS = ("bash", "zsh", "tcsh")
 FILES = ("FILE", "MODEL", "STORE", "DIR", "PATH", "OUT", "PROFILE", "REFERENCE", "OTHER")
 
 
-def arguments(verbs):
-    """Add the verb."""
+def arguments(verbs, whole):
+    """Add the verb; `whole` is the parser of the command, which it completes."""
     add = verb(verbs, "completion", completion, "print a shell's completion script", json=False)
     add("shell", choices=SHELLS, help='as in: eval "$(tinyflash completion bash)"')
+    verbs.choices["completion"].set_defaults(whole=whole)
 
 
 def completion(options):
     """`tinyflash completion`"""
-    from tinyflash.cli import parser
-
     try:
         import shtab
     except ImportError:
         raise ValueError(
             f"Completion needs one more package: {to_install('shtab', 'completion')}."
         ) from None
-    whole = parser()
-    complete_files(whole, shtab.FILE)
-    terminal.say(shtab.complete(whole, options.shell))
+    complete_files(options.whole, shtab.FILE)
+    terminal.say(shtab.complete(options.whole, options.shell))
 
 
 def complete_files(parser, how):
