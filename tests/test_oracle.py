@@ -236,7 +236,9 @@ def test_a_manifest_without_one_of_its_keys_does_not_open(recording, key):
         ({"tap_order": ["embed", "embed"]}, "a name twice"),
         ({"tap_order": ["a" * 9999]}, "only one of"),
         ({"format": 10**4000}, "the manifest is of format"),
-        *(({"window": window}, "window") for window in (0, -1, True, 2.5, "3", [5])),
+        ({"norm_eps": 10**400}, "norm_eps"),
+        ({"norm_eps": -1}, "norm_eps"),
+        *(({"window": window}, "window") for window in (0, -1, True, 2.5, "3", [5], 2**63)),
         *(({"causal": causal}, "causal") for causal in (0, None, "no")),
     ],
 )

@@ -27,6 +27,7 @@ from tinyflash.oracle.tolerances import TOLERANCES
 from tinyflash.taps import SQUARE_TAPS, short_name
 
 FORMAT = 1
+LARGEST_NUMBER = 2**62  # of a manifest: beyond it neither NumPy nor a message can take it
 SQUARES_UP_TO = 64  # tokens: beyond, the (H, T, S) taps are recorded on request only
 
 # What a manifest cannot lack, and what kind of thing it is.
@@ -229,10 +230,16 @@ def checked_manifest(path):
             f"{path}: the manifest's tap_order has a name twice; make the recording again."
         )
     window, causal = manifest.get("window"), manifest.get("causal", True)
-    if not (window is None or type(window) is int and window > 0) or type(causal) is not bool:
+    tokens = type(window) is int and 0 < window <= LARGEST_NUMBER
+    if not (window is None or tokens) or type(causal) is not bool:
         raise ValueError(
             f"{path}: the manifest says causal {short(causal)} and window "
             f"{short(window)}; causal is true or false, and window null or a number of tokens."
+        )
+    if not 0 <= manifest["norm_eps"] <= LARGEST_NUMBER:
+        raise ValueError(
+            f"{path}: the manifest says norm_eps {short(manifest['norm_eps'])}; it is a small "
+            "number above 0."
         )
     if manifest["compute_dtype"] not in TOLERANCES:
         raise ValueError(
