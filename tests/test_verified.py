@@ -307,8 +307,8 @@ def test_four_processes_that_convert_the_same_model_at_once(models):
     done = subprocess.run(
         [sys.executable, "-c", FOUR, str(models[0])], capture_output=True, text=True
     )
+    # Whether one has to wait for another, and says so, is chance here; see the next test.
     assert done.stdout.strip() == "[0, 0, 0, 0]", done.stderr
-    assert "Another process is converting opt for flash; waiting for it." in done.stderr
 
 
 HOLDER = """
