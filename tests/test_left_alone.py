@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from helpers_faults import Failing
@@ -15,6 +16,7 @@ from tinyflash.cli import main
 from tinyflash.directories import own_directory
 from tinyflash.flash.store.convert import convert
 from tinyflash.flash.store.directory import open_store
+from tinyflash.flash.store.thresholds import write_thresholds
 from tinyflash.flash.training import run as predictor_run
 from tinyflash.flash.training import run_state
 from tinyflash.training import run_files
@@ -211,13 +213,27 @@ def test_two_runs_do_not_share_a_state(place):
     assert said == "in\n" and state.exists()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_thresholds_come_with_their_predictors_or_not_at_all(place, monkeypatch, error):
+    """A training that breaks off has not changed what the directory says, nor its text."""
+    before = everything(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor_run, "write_predictors", Mock(side_effect=error))
+        assert main([*PREDICTOR, "--sparsity", "0.8"]) in (2, 130)
+    after = {name: of for name, of in everything(place).items() if ".training" not in str(name)}
+    assert after == before
+    assert main([*PREDICTOR, "--sparsity", "0.8"]) == 0
+    manifest = open_store(place / "store").manifest
+    assert len(manifest["thresholds"]) == len(manifest["predictor"]["layers"]) == 2
+
+
 def test_predictors_of_a_changed_store_are_not_written(place, capsys, monkeypatch):
     """Somebody sets other thresholds while predictors are trained for the old ones."""
     train_layers = predictor_run.train_layers
 
     def meanwhile(store, *given):
         made = train_layers(store, *given)
-        predictor_run.write_thresholds(open_store(store.path), [0.5] * store.config.layers)
+        write_thresholds(open_store(store.path), [0.5] * store.config.layers)
         return made
 
     monkeypatch.setattr(predictor_run, "train_layers", meanwhile)

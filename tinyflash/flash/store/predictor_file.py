@@ -91,7 +91,7 @@ def checked_layers(about, store):
     return layers
 
 
-def write_predictors(store, predictors, report):
+def write_predictors(store, predictors, report, thresholds=None):
     """Put predictors, one a layer, into a flash directory; returns the Store opened again.
 
     An error leaves the directory as it was, and so does a kill. Only while predictors replace
@@ -100,6 +100,7 @@ def write_predictors(store, predictors, report):
     predictors : Predictors;  factors are written as float16, biases as float32
     report     : dict for flash.json under "predictor"; "layers" has one dict a layer, to which
                  `rank` and `threshold` are added here
+    thresholds : one a layer, that the predictors were trained for; None for those it has
     raises     : ValueError if they do not fit the model, or hold numbers that float16 has not;
                  OSError if the disk is full
     """
@@ -126,6 +127,8 @@ def write_predictors(store, predictors, report):
     file, files = layout(shapes, alignment=8), {}
     manifest = without_predictors(store.manifest, FILE)
     about = {"predictor": {**report, "layers": layers}}
+    if thresholds is not None:
+        about["thresholds"] = thresholds
 
     def write_factors(out):
         files[FILE] = digested(out, (file.header, *(arrays[name] for name in shapes)))

@@ -26,7 +26,7 @@ from tinyflash.flash.reading.reader import FlashReader
 from tinyflash.flash.store.cached import open_or_convert
 from tinyflash.flash.store.directory import is_store, open_store, resident_weights
 from tinyflash.flash.store.predictor_file import write_predictors
-from tinyflash.flash.store.thresholds import thresholds_of, write_thresholds
+from tinyflash.flash.store.thresholds import checked, thresholds_of
 from tinyflash.flash.store.verified import verify_once
 from tinyflash.flash.training.fatrelu import calibrate
 from tinyflash.flash.training.layer_by_layer import (
@@ -61,7 +61,7 @@ class Settings:
     false_negatives : wanted share of firing neurons that are missed, on text not trained on
     epochs          : passes over the text
     tokens          : most tokens of the text to use, or None for all
-    sparsity        : if given, first thresholds are set at which so large a share rests
+    sparsity        : if given, with thresholds at which so large a share rests
     """
 
     ranks: str | None = None
@@ -104,12 +104,12 @@ def train_predictor(model, text, *, heldout=None, progress=quiet, **settings):
     if wanted.sparsity is not None:
         with progress("Thresholds", "layers") as report:
             thresholds = calibrate(store, parts["train"], wanted.sparsity, report)
-        if thresholds != thresholds_of(store):
-            store = write_thresholds(store, thresholds)
     began = time.perf_counter()
     recipes = [Recipe(rank, wanted.epochs) for rank in ranks]
     with progress("Predictors", "layers") as report:
-        store, layers = train_predictors(store, parts, recipes, wanted.false_negatives, report)
+        store, layers = train_predictors(
+            store, parts, recipes, wanted.false_negatives, report, thresholds
+        )
     tokens = {part: sum(map(len, sequences)) for part, sequences in parts.items()}
     errors = ("false_negatives", "false_positives", "predicted", "active")
     return {
@@ -140,12 +140,13 @@ def look_at(path):
     return config, tokenizer, thresholds
 
 
-def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
+def train_predictors(store, parts, recipes, false_negatives=0.05, report=None, thresholds=None):
     """Train a predictor for each layer, and write them into the flash directory.
 
     parts   : dict "train", "calibration", "heldout" -> list of sequences, int (T,) each
     recipes : one Recipe a layer;  false_negatives : wanted share, on the calibration text
     report  : function (layers done, layers, **numbers), or None
+    thresholds : one a layer, which the directory gets with the predictors; None for its own
     returns : the Store opened again; what flash.json says of each layer, list of dicts
     raises  : ValueError if a run in progress has other settings; OSError if flash cannot be read
     """
@@ -153,7 +154,9 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(np.asarray(ids, dtype=np.int64).tobytes())
-    thresholds = thresholds_of(store)
+    thresholds = (
+        thresholds_of(store) if thresholds is None else checked(thresholds, store.config.layers)
+    )
     description = {
         "model": {name: about["sha256"] for name, about in sorted(store.manifest["files"].items())
                   if name in ("resident.safetensors", "ffn.safetensors")},
@@ -170,7 +173,7 @@ def train_predictors(store, parts, recipes, false_negatives=0.05, report=None):
         )
         tokens = sum(len(ids) for ids in parts["train"])
         about = {"layers": measured, "text": description["text"], "tokens": tokens}
-        store = write_predictors(store, predictors, about)
+        store = write_predictors(store, predictors, about, thresholds)
         forget(state, state_files(store.config.layers))
     return store, store.manifest["predictor"]["layers"]
 
